@@ -1,0 +1,46 @@
+# MICS: `make help` lists what there is.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+TOOLS := $(CURDIR)/bin/tools
+MODULES := allinone controlplane ctl gateway internal proto router sdk/go tests
+export PATH := $(TOOLS):$(PATH)
+
+.PHONY: help
+help: ## what there is
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -t -s $$'\t'
+
+.PHONY: deps
+deps: ## install redis-server (Debian package) if it is missing
+	@command -v redis-server >/dev/null || { \
+	  echo "installing the Debian package redis-server: the tests start their own on free ports"; \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; }
+
+.PHONY: test
+test: deps ## all tests, with the race detector and a real Redis
+	MICS_REQUIRE_REDIS=1 go test -race -timeout 15m work
+
+.PHONY: tools
+tools: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/golangci-lint ## build the pinned tools from source into bin/tools
+
+$(TOOLS)/buf: tools/buf/go.mod
+	cd tools/buf && GOWORK=off GOBIN=$(TOOLS) go install tool && touch $@
+$(TOOLS)/protoc-gen-go: tools/protoc/go.mod
+	cd tools/protoc && GOWORK=off GOBIN=$(TOOLS) go install tool && touch $@
+$(TOOLS)/golangci-lint: tools/lint/go.mod
+	cd tools/lint && GOWORK=off GOBIN=$(TOOLS) go install tool && touch $@
+
+.PHONY: generate
+generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go ## generated code from the .proto files
+	buf generate
+
+.PHONY: lint
+lint: $(TOOLS)/buf $(TOOLS)/golangci-lint ## buf, golangci-lint, tidy go.mod files
+	buf lint
+	if git rev-parse -q --verify origin/main >/dev/null && git ls-tree -r --name-only origin/main | grep -q '^buf.yaml$$'; then \
+	  buf breaking --against '.git#ref=refs/remotes/origin/main'; fi
+	for m in $(MODULES); do \
+	  if [ -n "$$(find $$m -name '*.go' -print -quit)" ]; then (cd $$m && golangci-lint run ./...); fi; done

@@ -1,0 +1,23 @@
+module github.com/mics-im/mics/router
+
+go 1.26.0
+
+require (
+	github.com/mics-im/mics/internal v0.0.0
+	github.com/mics-im/mics/proto v0.0.0
+)
+
+require (
+	connectrpc.com/connect v1.21.1 // indirect
+	github.com/redis/rueidis v1.0.79 // indirect
+	github.com/sony/gobreaker/v2 v2.4.0 // indirect
+	golang.org/x/sync v0.24.0 // indirect
+	golang.org/x/sys v0.48.0 // indirect
+	golang.org/x/time v0.16.0 // indirect
+	google.golang.org/protobuf v1.36.12 // indirect
+	pgregory.net/rapid v1.3.0 // indirect
+)
+
+replace github.com/mics-im/mics/proto => ../proto
+
+replace github.com/mics-im/mics/internal => ../internal
