@@ -1,0 +1,175 @@
+// Package rpc is the one place where processes' RPC is wired: HTTP/2 over
+// cleartext (h2c) on a trusted network, size limits, error mapping, and the
+// operating endpoints every process has.
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/mics-im/mics/internal/fault"
+)
+
+const (
+	// maxMessage bounds one RPC message: a batch of deliveries, or a backlog.
+	maxMessage = 64 << 20
+	// pingAfter and pingTimeout together notice a dead peer within the 3 s of
+	// a lease (DESIGN section 4).
+	pingAfter   = 1500 * time.Millisecond
+	pingTimeout = 1500 * time.Millisecond
+	dialTimeout = 2 * time.Second
+)
+
+// Server serves RPC and plain HTTP on one listener.
+type Server struct {
+	http *http.Server
+	ln   net.Listener
+}
+
+// NewServer wraps ln; it serves only after Start, and Stop closes ln. tlsConfig
+// may be nil.
+func NewServer(ln net.Listener, h http.Handler, tlsConfig *tls.Config, log *slog.Logger) *Server {
+	p := new(http.Protocols)
+	p.SetHTTP1(true)
+	p.SetHTTP2(true)
+	p.SetUnencryptedHTTP2(true)
+	if tlsConfig != nil {
+		ln = tls.NewListener(ln, tlsConfig)
+	}
+	return &Server{
+		ln: ln,
+		http: &http.Server{
+			Handler:           h,
+			Protocols:         p,
+			ReadHeaderTimeout: 10 * time.Second,
+			MaxHeaderBytes:    16 << 10,
+			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+			HTTP2: &http.HTTP2Config{
+				// One gateway's stream carries many clients: the default windows
+				// of 64 KiB and 1 MiB would stall it.
+				MaxReceiveBufferPerStream:     8 << 20,
+				MaxReceiveBufferPerConnection: 32 << 20,
+				MaxReadFrameSize:              1 << 20,
+				SendPingTimeout:               pingAfter,
+				PingTimeout:                   pingTimeout,
+			},
+		},
+	}
+}
+
+// Start serves in the background.
+func (s *Server) Start() {
+	go func() { _ = s.http.Serve(s.ln) }() // ends when Stop closes the listener
+}
+
+// Addr is where it listens, host:port.
+func (s *Server) Addr() string { return s.ln.Addr().String() }
+
+// Stop lets running calls end until ctx does, then cuts them off. Streams end
+// by their owners, who must have been stopped before.
+func (s *Server) Stop(ctx context.Context) error {
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		err = s.http.Close()
+	}
+	// Serve is not running if Start was never called; its listener is ours.
+	if cerr := s.ln.Close(); cerr != nil && !errors.Is(cerr, net.ErrClosed) {
+		err = errors.Join(err, cerr)
+	}
+	return err
+}
+
+// NewClient returns an HTTP client for RPC. http:// URLs speak h2c with prior
+// knowledge. Close it with CloseIdleConnections.
+func NewClient() *http.Client {
+	p := new(http.Protocols)
+	p.SetHTTP2(true)
+	p.SetUnencryptedHTTP2(true)
+	d := &net.Dialer{Timeout: dialTimeout}
+	return &http.Client{Transport: &http.Transport{
+		Protocols:   p,
+		DialContext: d.DialContext,
+		HTTP2: &http.HTTP2Config{
+			MaxReceiveBufferPerStream:     8 << 20,
+			MaxReceiveBufferPerConnection: 32 << 20,
+			MaxReadFrameSize:              1 << 20,
+			SendPingTimeout:               pingAfter,
+			PingTimeout:                   pingTimeout,
+		},
+	}}
+}
+
+// ClientOptions are the options of every RPC client.
+func ClientOptions() []connect.ClientOption {
+	return []connect.ClientOption{connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(clientErrors{})}
+}
+
+// HandlerOptions are the options of every RPC handler.
+func HandlerOptions() []connect.HandlerOption {
+	return []connect.HandlerOption{connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(handlerErrors{})}
+}
+
+// handlerErrors maps what a handler returns to what the peer sees.
+type handlerErrors struct{}
+
+func (handlerErrors) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		res, err := next(ctx, req)
+		return res, fault.ToConnect(err)
+	}
+}
+
+func (handlerErrors) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+func (handlerErrors) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		return fault.ToConnect(next(ctx, conn))
+	}
+}
+
+// clientErrors maps what a unary call failed with to a fault.Error.
+type clientErrors struct{}
+
+func (clientErrors) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+		res, err := next(ctx, req)
+		return res, fault.FromConnect(err)
+	}
+}
+
+func (clientErrors) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return next
+}
+
+func (clientErrors) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next
+}
+
+// Operate adds /healthz, /readyz and /metrics (CONTRACT section 4). notReady
+// returns the reasons why the process cannot do its work; none means ready.
+func Operate(mux *http.ServeMux, metrics http.Handler, notReady func() []string) {
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		reasons := notReady()
+		w.Header().Set("Content-Type", "application/json")
+		if len(reasons) > 0 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_ = json.NewEncoder(w).Encode(struct {
+			Ready   bool     `json:"ready"`
+			Reasons []string `json:"reasons,omitempty"`
+		}{len(reasons) == 0, reasons})
+	})
+	mux.Handle("GET /metrics", metrics)
+}
