@@ -1,0 +1,34 @@
+package ring
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+)
+
+func TestOnlyTheLeaversShareMoves(t *testing.T) {
+	nodes := []string{"r1", "r2", "r3", "r4"}
+	share := map[string]int{}
+	const users = 10000
+	for u := range users {
+		user := fmt.Sprint("user", u)
+		home := nodes[Pick(nodes, "t", user)]
+		share[home]++
+		shuffled := []string{"r3", "r1", "r4", "r2"}
+		if got := shuffled[Pick(shuffled, "t", user)]; got != home {
+			t.Fatalf("%s: %s in one order, %s in another", user, home, got)
+		}
+		left := slices.DeleteFunc(slices.Clone(nodes), func(n string) bool { return n == "r4" })
+		if home != "r4" && left[Pick(left, "t", user)] != home {
+			t.Fatalf("%s moved although its home stayed", user)
+		}
+	}
+	for n, c := range share {
+		if c < users/4*8/10 || c > users/4*12/10 {
+			t.Errorf("%s has %d of %d users", n, c, users)
+		}
+	}
+	if Pick(nil, "t", "u") != -1 {
+		t.Error("no nodes, yet a home")
+	}
+}
