@@ -1,0 +1,278 @@
+// Package memstore is the route store in this process's memory: for the
+// all-in-one and for tests. It knows one process only, so it is of no use with
+// several routers in several processes.
+package memstore
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mics-im/mics/router/internal/route"
+)
+
+// forgetAfter is how long the incarnation of a node that left is remembered.
+const forgetAfter = time.Hour
+
+// Store implements route.Store. Its lookups are always fresh.
+type Store struct {
+	mu      sync.Mutex
+	users   map[route.UserKey]map[string]route.Record // guarded by mu
+	nodes   map[string]lease[route.Node]              // guarded by mu
+	routers map[string]lease[route.Router]            // guarded by mu
+	conns   map[string]map[route.NodeRef]int          // guarded by mu: by tenant
+	buckets map[string]*bucket                        // guarded by mu: by tenant
+}
+
+var _ route.Store = (*Store)(nil)
+
+type lease[T any] struct {
+	what  T
+	ref   route.NodeRef
+	until time.Time
+}
+
+// bucket is a token bucket of one second's worth.
+type bucket struct {
+	tokens float64
+	at     time.Time
+}
+
+// New returns an empty store.
+func New() *Store {
+	return &Store{
+		users:   map[route.UserKey]map[string]route.Record{},
+		nodes:   map[string]lease[route.Node]{},
+		routers: map[string]lease[route.Router]{},
+		conns:   map[string]map[route.NodeRef]int{},
+		buckets: map[string]*bucket{},
+	}
+}
+
+// Bind implements route.Store.
+func (s *Store) Bind(_ context.Context, key route.DeviceKey, loc route.Location, version uint8) (uint64, *route.Record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	devices := s.users[key.UserKey]
+	if devices == nil {
+		devices = map[string]route.Record{}
+		s.users[key.UserKey] = devices
+	}
+	s.expire(key.UserKey, devices)
+	var prev *route.Record
+	epoch := uint64(1)
+	if r, ok := devices[key.Device]; ok {
+		prev, epoch = &r, r.Epoch+1
+	}
+	devices[key.Device] = route.Record{Device: key.Device, State: route.Live, Node: loc.Node, Session: loc.Session, Epoch: epoch, Version: version}
+	s.users[key.UserKey] = devices
+	return epoch, prev, nil
+}
+
+// Change implements route.Store.
+func (s *Store) Change(_ context.Context, changes []route.Change) ([]bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	applied := make([]bool, len(changes))
+	for i, c := range changes {
+		devices := s.users[c.Key.UserKey]
+		r, ok := devices[c.Key.Device]
+		if !ok || r.State == route.Ghost || r.Node != c.Node || r.Epoch != c.Epoch {
+			continue
+		}
+		applied[i] = true
+		r.State = c.To
+		if c.To == route.Ghost {
+			if c.GhostTTL <= 0 {
+				delete(devices, c.Key.Device)
+				s.expire(c.Key.UserKey, devices)
+				continue
+			}
+			r.Until = time.Now().Add(c.GhostTTL)
+		}
+		devices[c.Key.Device] = r
+	}
+	return applied, nil
+}
+
+// expire forgets ghosts whose time is over, and users without records.
+func (s *Store) expire(key route.UserKey, devices map[string]route.Record) {
+	now := time.Now()
+	for d, r := range devices {
+		if r.State == route.Ghost && !now.Before(r.Until) {
+			delete(devices, d)
+		}
+	}
+	if len(devices) == 0 {
+		delete(s.users, key)
+	}
+}
+
+// Lookup implements route.Store.
+func (s *Store) Lookup(ctx context.Context, keys []route.UserKey) ([][]route.Record, error) {
+	out := make([][]route.Record, len(keys))
+	for i, k := range keys {
+		out[i], _ = s.LookupFresh(ctx, k)
+	}
+	return out, nil
+}
+
+// LookupFresh implements route.Store.
+func (s *Store) LookupFresh(_ context.Context, key route.UserKey) ([]route.Record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	devices := s.users[key]
+	if devices == nil {
+		return nil, nil
+	}
+	s.expire(key, devices)
+	var out []route.Record
+	for _, r := range devices {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b route.Record) int { return cmp.Compare(a.Device, b.Device) })
+	return out, nil
+}
+
+func renew[T any](leases map[string]lease[T], what T, ref route.NodeRef, d time.Duration) error {
+	now := time.Now()
+	for id, l := range leases {
+		if now.Sub(l.until) > forgetAfter {
+			delete(leases, id)
+		}
+	}
+	if old, ok := leases[ref.ID]; ok && old.ref.Incarnation > ref.Incarnation {
+		return route.ErrSuperseded
+	}
+	leases[ref.ID] = lease[T]{what, ref, now.Add(d)}
+	return nil
+}
+
+func remove[T any](leases map[string]lease[T], ref route.NodeRef) {
+	// The incarnation stays known for a while, so that an older one is refused.
+	if l, ok := leases[ref.ID]; ok && l.ref == ref {
+		l.until = time.Now()
+		leases[ref.ID] = l
+	}
+}
+
+func living[T any](leases map[string]lease[T], id func(T) string) []T {
+	var out []T
+	now := time.Now()
+	for _, l := range leases {
+		if now.Before(l.until) {
+			out = append(out, l.what)
+		}
+	}
+	slices.SortFunc(out, func(a, b T) int { return cmp.Compare(id(a), id(b)) })
+	return out
+}
+
+// RenewNode implements route.Store.
+func (s *Store) RenewNode(_ context.Context, n route.Node, d time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return renew(s.nodes, n, n.NodeRef, d)
+}
+
+// RemoveNode implements route.Store.
+func (s *Store) RemoveNode(_ context.Context, n route.NodeRef) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	remove(s.nodes, n)
+	return nil
+}
+
+// Nodes implements route.Store.
+func (s *Store) Nodes(context.Context) ([]route.Node, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return living(s.nodes, func(n route.Node) string { return n.ID }), nil
+}
+
+// RenewRouter implements route.Store.
+func (s *Store) RenewRouter(_ context.Context, r route.Router, d time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return renew(s.routers, r, r.NodeRef, d)
+}
+
+// RemoveRouter implements route.Store.
+func (s *Store) RemoveRouter(_ context.Context, r route.NodeRef) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	remove(s.routers, r)
+	return nil
+}
+
+// Routers implements route.Store.
+func (s *Store) Routers(context.Context) ([]route.Router, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return living(s.routers, func(r route.Router) string { return r.ID }), nil
+}
+
+// AcquireConn implements route.Store.
+func (s *Store) AcquireConn(_ context.Context, tenant string, node route.NodeRef, limit int, live []route.NodeRef) (bool, int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	counts := s.conns[tenant]
+	if counts == nil {
+		counts = map[route.NodeRef]int{}
+		s.conns[tenant] = counts
+	}
+	sum := 0
+	for ref, n := range counts {
+		if slices.Contains(live, ref) {
+			sum += n
+		} else if ref != node {
+			delete(counts, ref)
+		}
+	}
+	if limit > 0 && sum >= limit {
+		return false, sum, nil
+	}
+	counts[node]++
+	return true, sum, nil
+}
+
+// ReleaseConns implements route.Store.
+func (s *Store) ReleaseConns(_ context.Context, tenant string, node route.NodeRef, n int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	counts := s.conns[tenant]
+	if left := counts[node] - n; left > 0 {
+		counts[node] = left
+	} else {
+		delete(counts, node)
+	}
+	if len(counts) == 0 {
+		delete(s.conns, tenant)
+	}
+	return nil
+}
+
+// LeaseTokens implements route.Store.
+func (s *Store) LeaseTokens(_ context.Context, tenant string, rate, want int) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	b := s.buckets[tenant]
+	if b == nil {
+		b = &bucket{tokens: float64(rate), at: now}
+		s.buckets[tenant] = b
+	}
+	b.tokens = min(float64(rate), b.tokens+now.Sub(b.at).Seconds()*float64(rate))
+	b.at = now
+	got := min(want, int(b.tokens))
+	b.tokens -= float64(got)
+	return got, nil
+}
+
+// Ping implements route.Store.
+func (s *Store) Ping(context.Context) error { return nil }
+
+// Close implements route.Store.
+func (s *Store) Close() error { return nil }
