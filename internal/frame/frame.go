@@ -7,7 +7,6 @@ package frame
 import (
 	"errors"
 	"fmt"
-	"unicode/utf8"
 
 	messagev1 "github.com/mics-im/mics/proto/mics/message/v1"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -32,21 +31,18 @@ const (
 type Client struct {
 	Kind Kind
 	// Message is the serialized MessageRequest; it aliases the input. It is
-	// not parsed yet.
+	// not parsed yet: AppendMessage and ParseMessage tell whether it is sound.
 	Message         []byte
 	PingTimestampMS int64
 	AckSeq          uint64
 }
 
-// Field numbers of mics.message.v1.
+// Field numbers of ClientFrame, ServerFrame and MessageDelivery.
 const (
 	clientMessage, clientPing, clientAck = 1, 2, 3
 	serverDelivery, serverAck            = 2, 3
 	deliveryMessage, deliverySeq         = 1, 2
 	deliveryUnmoderated                  = 3
-	msgTenant, msgUser, msgDevice        = 1, 2, 3
-	msgID, msgType, msgTo, msgGroup      = 4, 5, 6, 7
-	msgBody, msgTimestamp                = 8, 9
 )
 
 // field reads one field: its number, its type, and its value as raw bytes (of
@@ -80,9 +76,9 @@ func varint(val []byte) uint64 {
 	return v
 }
 
-// ParseClient parses a ClientFrame. A repeated payload of the same kind would
-// be merged by protobuf; that never happens in honest frames and is handed to
-// the protobuf library.
+// ParseClient parses a ClientFrame without allocating. A repeated payload would
+// be merged by protobuf, or the last one win; that never happens in honest
+// frames and is handed to the protobuf library.
 func ParseClient(b []byte) (Client, error) {
 	var c Client
 	for rest := b; len(rest) > 0; {
@@ -147,123 +143,6 @@ func lastVarint(b []byte, num protowire.Number) (v uint64, err error) {
 		b = next
 	}
 	return v, nil
-}
-
-// Header is what the cluster needs to know of a MessageRequest.
-type Header struct {
-	Tenant, User, Device string
-	MsgID                string
-	Type                 messagev1.MessageType
-	ToUser, Group        string
-	// Body aliases the input.
-	Body        []byte
-	TimestampMS int64
-}
-
-// ParseMessage reads the header of a MessageRequest.
-func ParseMessage(b []byte) (Header, error) {
-	var h Header
-	for len(b) > 0 {
-		num, typ, val, next, err := field(b)
-		if err != nil {
-			return Header{}, err
-		}
-		if err := h.set(num, typ, val); err != nil {
-			return Header{}, err
-		}
-		b = next
-	}
-	return h, nil
-}
-
-func (h *Header) set(num protowire.Number, typ protowire.Type, val []byte) error {
-	switch typ {
-	case protowire.BytesType:
-		var s *string
-		switch num {
-		case msgTenant:
-			s = &h.Tenant
-		case msgUser:
-			s = &h.User
-		case msgDevice:
-			s = &h.Device
-		case msgID:
-			s = &h.MsgID
-		case msgTo:
-			s = &h.ToUser
-		case msgGroup:
-			s = &h.Group
-		case msgBody:
-			h.Body = val
-			return nil
-		default:
-			return nil
-		}
-		if !utf8.Valid(val) {
-			return fmt.Errorf("%w: field %d is not valid UTF-8", ErrMalformed, num)
-		}
-		*s = string(val)
-	case protowire.VarintType:
-		switch num {
-		case msgType:
-			h.Type = messagev1.MessageType(varint(val))
-		case msgTimestamp:
-			h.TimestampMS = int64(varint(val))
-		}
-	}
-	return nil
-}
-
-// Stamp is what the cluster writes into a message: the connection's identity
-// always, the id and the time only where the client gave none.
-type Stamp struct {
-	Tenant, User, Device string
-	MsgID                string
-	TimestampMS          int64
-}
-
-// AppendMessage appends src, a MessageRequest, to dst with the stamp applied.
-// Every other field, unknown ones included, is kept as it is (CONTRACT section
-// 1.2). The header's Body aliases src.
-func AppendMessage(dst, src []byte, s Stamp) ([]byte, Header, error) {
-	h, err := ParseMessage(src)
-	if err != nil {
-		return dst, Header{}, err
-	}
-	h.Tenant, h.User, h.Device = s.Tenant, s.User, s.Device
-	dst = appendString(dst, msgTenant, s.Tenant)
-	dst = appendString(dst, msgUser, s.User)
-	dst = appendString(dst, msgDevice, s.Device)
-	fillID, fillTime := h.MsgID == "", h.TimestampMS == 0
-	if fillID {
-		h.MsgID = s.MsgID
-		dst = appendString(dst, msgID, s.MsgID)
-	}
-	if fillTime {
-		h.TimestampMS = s.TimestampMS
-		dst = protowire.AppendTag(dst, msgTimestamp, protowire.VarintType)
-		dst = protowire.AppendVarint(dst, uint64(s.TimestampMS))
-	}
-	for b := src; len(b) > 0; {
-		num, typ, _, next, _ := field(b) // parsed once already
-		whole := b[:len(b)-len(next)]
-		b = next
-		if typ == protowire.BytesType && num <= msgDevice ||
-			typ == protowire.BytesType && num == msgID && fillID ||
-			typ == protowire.VarintType && num == msgTimestamp && fillTime {
-			continue
-		}
-		dst = append(dst, whole...)
-	}
-	return dst, h, nil
-}
-
-func appendString(dst []byte, num protowire.Number, v string) []byte {
-	if v == "" {
-		return dst
-	}
-	dst = protowire.AppendTag(dst, num, protowire.BytesType)
-	return protowire.AppendString(dst, v)
 }
 
 // AppendDelivery appends ServerFrame{delivery{message, seq, unmoderated}};

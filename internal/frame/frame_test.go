@@ -2,6 +2,8 @@ package frame
 
 import (
 	"bytes"
+	"errors"
+	"reflect"
 	"testing"
 
 	messagev1 "github.com/mics-im/mics/proto/mics/message/v1"
@@ -28,7 +30,18 @@ func seeds(t testing.TB) [][]byte {
 	unknown = protowire.AppendString(unknown, "from the future")
 	twice := append(marshal(t, &messagev1.ClientFrame{Payload: &messagev1.ClientFrame_Message{Message: full}}),
 		marshal(t, &messagev1.ClientFrame{Payload: &messagev1.ClientFrame_Message{Message: &messagev1.MessageRequest{MsgId: "2"}}})...)
+	overlong := []byte{0xca, 0x80, 0x00, 0x01, 'z'} // field 9 as bytes, its tag in three bytes instead of one
+	deep := append(bytes.Repeat([]byte{0x7b}, 9000), bytes.Repeat([]byte{0x7c}, 9000)...)
+	tooDeep := append(bytes.Repeat([]byte{0x7b}, 11000), bytes.Repeat([]byte{0x7c}, 11000)...)
 	return [][]byte{
+		overlong, deep, tooDeep,
+		{0x0c}, {0x0b, 0x0c}, {0x0b, 0x14}, // an end without a start, a group, a group with another's end
+		{0x22, 0x01, 'a', 0x22, 0x00},                                              // msg_id given, then emptied
+		{0x28, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01},         // msg_type -1
+		{0x28, 0x80, 0x80, 0x80, 0x80, 0x10},                                       // msg_type 2^32: truncated to 0
+		{0xf8, 0xff, 0xff, 0xff, 0x0f, 0x00}, {0x80, 0x80, 0x80, 0x80, 0x10, 0x00}, // the largest field number, and one too large
+		{0x48, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02}, {0x06, 0x00}, // a varint of 65 bits, a reserved wire type
+		{0x12, 0x00, 0x0a, 0x01, 0x80}, {0x0a, 0x02, 0x2a, 0x00, 0x12, 0x00}, {0x12, 0x00, 0x1a, 0x00}, // two payloads
 		nil, {0xff}, {0x0a, 0x05}, marshal(t, full), unknown, twice,
 		marshal(t, &messagev1.ClientFrame{Payload: &messagev1.ClientFrame_HeartbeatPing{HeartbeatPing: &messagev1.HeartbeatPing{TimestampMs: -7}}}),
 		marshal(t, &messagev1.ClientFrame{Payload: &messagev1.ClientFrame_DeliveryAck{DeliveryAck: &messagev1.DeliveryAck{Seq: 9}}}),
@@ -36,8 +49,13 @@ func seeds(t testing.TB) [][]byte {
 	}
 }
 
+// fataler is a test, also one of many random cases.
+type fataler interface {
+	Fatalf(format string, args ...any)
+}
+
 // checkClient holds ParseClient and ParseMessage against the library.
-func checkClient(t *testing.T, b []byte) {
+func checkClient(t fataler, b []byte) {
 	var want messagev1.ClientFrame
 	wantErr := proto.Unmarshal(b, &want)
 	got, err := ParseClient(b)
@@ -73,16 +91,28 @@ func checkClient(t *testing.T, b []byte) {
 	}
 }
 
-// checkStamp holds AppendMessage against editing the decoded message.
-func checkStamp(t *testing.T, b []byte) {
+// checkStamp holds AppendMessage against editing the decoded message: the bytes
+// must be the library's own.
+func checkStamp(t fataler, b []byte) {
 	var want messagev1.MessageRequest
 	wantErr := proto.Unmarshal(b, &want)
 	stamp := Stamp{Tenant: "t", User: "ann", Device: "d", MsgID: "filled", TimestampMS: 1}
-	out, h, err := AppendMessage(nil, b, stamp)
+	src := bytes.Clone(b)
+	out, h, err := AppendMessage([]byte("before"), b, stamp)
+	if !bytes.Equal(src, b) {
+		t.Fatalf("%x: the source was changed to %x", src, b)
+	}
 	if (err != nil) != (wantErr != nil) {
 		t.Fatalf("%x: error %v, the library's %v", b, err, wantErr)
 	}
+	out, ok := bytes.CutPrefix(out, []byte("before"))
+	if !ok {
+		t.Fatalf("%x: what was in dst is gone: %x", b, out)
+	}
 	if err != nil {
+		if !errors.Is(err, ErrMalformed) || len(out) != 0 {
+			t.Fatalf("%x: error %v, appended %x", b, err, out)
+		}
 		return
 	}
 	want.TenantId, want.UserId, want.DeviceId = "t", "ann", "d"
@@ -99,9 +129,21 @@ func checkStamp(t *testing.T, b []byte) {
 	if !proto.Equal(&got, &want) {
 		t.Fatalf("%x:\ngot  %v\nwant %v", b, &got, &want)
 	}
-	if h.MsgID != want.MsgId || h.TimestampMS != want.TimestampMs || h.User != "ann" {
-		t.Fatalf("header %+v", h)
+	canonical, err := proto.MarshalOptions{Deterministic: true}.Marshal(&want)
+	if err != nil || !bytes.Equal(out, canonical) {
+		t.Fatalf("%x: %v\ngot  %x\nwant %x", b, err, out, canonical)
 	}
+	if again, err := ParseMessage(out); err != nil || !reflect.DeepEqual(plain(again), plain(h)) {
+		t.Fatalf("%x: header %+v, parsed again %+v, %v", b, h, again, err)
+	}
+}
+
+// plain makes an empty body nil, for comparing.
+func plain(h Header) Header {
+	if len(h.Body) == 0 {
+		h.Body = nil
+	}
+	return h
 }
 
 func TestAgainstTheLibrary(t *testing.T) {
@@ -115,14 +157,14 @@ func FuzzParseClient(f *testing.F) {
 	for _, b := range seeds(f) {
 		f.Add(b)
 	}
-	f.Fuzz(checkClient)
+	f.Fuzz(func(t *testing.T, b []byte) { checkClient(t, b) })
 }
 
 func FuzzAppendMessage(f *testing.F) {
 	for _, b := range seeds(f) {
 		f.Add(b)
 	}
-	f.Fuzz(checkStamp)
+	f.Fuzz(func(t *testing.T, b []byte) { checkStamp(t, b) })
 }
 
 func TestServerFrames(t *testing.T) {
@@ -156,17 +198,6 @@ func TestKeySeesContentAndNotTime(t *testing.T) {
 		change(&other)
 		if Key(other) == k {
 			t.Errorf("other %s, same key", name)
-		}
-	}
-}
-
-func BenchmarkAppendMessage(b *testing.B) {
-	src := marshal(b, full)
-	dst := make([]byte, 0, 512)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, _, err := AppendMessage(dst, src, Stamp{Tenant: "t", User: "ann", Device: "d"}); err != nil {
-			b.Fatal(err)
 		}
 	}
 }
