@@ -83,11 +83,14 @@ type Options struct {
 // withDefaults checks o and fills in what was left out.
 func (o Options) withDefaults() (Options, []*url.URL, error) {
 	var errs []error
-	for name, missing := range map[string]bool{
-		"URLs": len(o.URLs) == 0, "Tenant": o.Tenant == "", "Device": o.Device == "", "Token": o.Token == nil,
+	for _, need := range []struct {
+		name  string
+		given bool
+	}{
+		{"URLs", len(o.URLs) > 0}, {"Tenant", o.Tenant != ""}, {"Device", o.Device != ""}, {"Token", o.Token != nil},
 	} {
-		if missing {
-			errs = append(errs, fmt.Errorf("mics: Options.%s is required", name))
+		if !need.given {
+			errs = append(errs, fmt.Errorf("mics: Options.%s is required", need.name))
 		}
 	}
 	if o.Overflow != Backpressure && o.Overflow != DropOldest {
