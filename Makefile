@@ -22,6 +22,7 @@ deps: ## install redis-server (Debian package) if it is missing
 .PHONY: test
 test: deps ## all tests, with the race detector and a real Redis
 	MICS_REQUIRE_REDIS=1 go test -race -timeout 15m work
+	go test -count=1 ./tests/deps # the test cache does not see other modules' imports
 
 .PHONY: tools
 tools: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/golangci-lint ## build the pinned tools from source into bin/tools

@@ -67,6 +67,9 @@ func checkClient(t fataler, b []byte) {
 		t.Fatalf("%x: error %v, the library's %v", b, err, wantErr)
 	}
 	if err != nil {
+		if !errors.Is(err, ErrMalformed) {
+			t.Fatalf("%x: error %v is not ErrMalformed", b, err)
+		}
 		return
 	}
 	switch got.Kind {
@@ -75,9 +78,7 @@ func checkClient(t fataler, b []byte) {
 			t.Fatalf("%x: missed %v", b, want.Payload)
 		}
 	case Message:
-		w := want.GetMessage()
-		if w == nil || h.MsgID != w.MsgId || h.Type != w.MsgType || h.ToUser != w.ToUserId || h.Group != w.GroupId ||
-			!bytes.Equal(h.Body, w.MsgBody) || h.TimestampMS != w.TimestampMs || h.Tenant != w.TenantId || h.User != w.UserId || h.Device != w.DeviceId {
+		if w := want.GetMessage(); w == nil || !same(h, w) {
 			t.Fatalf("%x: got %+v, want %v", b, h, w)
 		}
 	case Ping:
@@ -88,6 +89,25 @@ func checkClient(t fataler, b []byte) {
 		if want.GetDeliveryAck() == nil || got.AckSeq != want.GetDeliveryAck().Seq {
 			t.Fatalf("%x: ack %d, want %v", b, got.AckSeq, &want)
 		}
+	}
+}
+
+// same tells whether the header says what the library decoded.
+func same(h Header, w *messagev1.MessageRequest) bool {
+	return h.Tenant == w.TenantId && h.User == w.UserId && h.Device == w.DeviceId && h.MsgID == w.MsgId && h.Type == w.MsgType &&
+		h.ToUser == w.ToUserId && h.Group == w.GroupId && bytes.Equal(h.Body, w.MsgBody) && h.TimestampMS == w.TimestampMs
+}
+
+// checkMessage holds ParseMessage against the library.
+func checkMessage(t fataler, b []byte) {
+	var want messagev1.MessageRequest
+	wantErr := proto.Unmarshal(b, &want)
+	h, err := ParseMessage(b)
+	if (err != nil) != (wantErr != nil) || err != nil && !errors.Is(err, ErrMalformed) {
+		t.Fatalf("%x: error %v, the library's %v", b, err, wantErr)
+	}
+	if err == nil && !same(h, &want) {
+		t.Fatalf("%x: got %+v, want %v", b, h, &want)
 	}
 }
 
@@ -149,6 +169,7 @@ func plain(h Header) Header {
 func TestAgainstTheLibrary(t *testing.T) {
 	for _, b := range seeds(t) {
 		checkClient(t, b)
+		checkMessage(t, b)
 		checkStamp(t, b)
 	}
 }
@@ -160,11 +181,37 @@ func FuzzParseClient(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) { checkClient(t, b) })
 }
 
+func FuzzParseMessage(f *testing.F) {
+	for _, b := range seeds(f) {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) { checkMessage(t, b) })
+}
+
 func FuzzAppendMessage(f *testing.F) {
 	for _, b := range seeds(f) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) { checkStamp(t, b) })
+}
+
+// Whatever room dst has, and so wherever appending has to move it.
+func TestBodyIsInWhatAppendMessageReturns(t *testing.T) {
+	src := protowire.AppendTag(marshal(t, full), 99, protowire.BytesType)
+	src = protowire.AppendString(src, "from the future")
+	for room := range 2 * len(src) {
+		out, h, err := AppendMessage(make([]byte, 0, room), src, stamp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clear(out)
+		if !bytes.Equal(h.Body, make([]byte, len(full.MsgBody))) {
+			t.Errorf("room for %d bytes: the body is elsewhere", room)
+		}
+		if len(h.Body) != cap(h.Body) {
+			t.Errorf("room for %d bytes: appending to the body overwrites what follows", room)
+		}
+	}
 }
 
 func TestServerFrames(t *testing.T) {

@@ -85,11 +85,13 @@ func AppendMessage(dst, src []byte, s Stamp) ([]byte, Header, error) {
 	out = appendBytes(out, msgTo, h.ToUser)
 	out = appendBytes(out, msgGroup, h.Group)
 	out = appendBytes(out, msgBody, r.body)
-	h.Body = out[len(out)-len(r.body) : len(out) : len(out)]
+	end := len(out)
 	out = appendVarint(out, msgTimestamp, uint64(h.TimestampMS))
 	if r.unknown {
 		out = appendUnknown(out, src)
 	}
+	// Only now: each append may have moved out.
+	h.Body = out[end-len(r.body) : end : end]
 	return out, h, nil
 }
 

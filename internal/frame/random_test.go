@@ -60,6 +60,7 @@ func TestRandomMessagesAgainstTheLibrary(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		b := drawBytes(rt)
 		checkClient(rt, b)
+		checkMessage(rt, b)
 		checkStamp(rt, b)
 		// As a payload, alone or with others.
 		framed := protowire.AppendTag(nil, protowire.Number(rapid.IntRange(1, 3).Draw(rt, "payload")), protowire.BytesType)

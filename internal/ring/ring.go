@@ -6,7 +6,9 @@ package ring
 import "github.com/cespare/xxhash/v2"
 
 // Pick returns the index of the user's home among nodes, which need not be in
-// any order; -1 when there are none. Backup is the same over the others.
+// any order; -1 when there are none. Asked again without the home, it names the
+// next one. The answer is the same in every version: peers of two versions have
+// to agree during a rolling update.
 func Pick(nodes []string, tenant, user string) int {
 	best, bestScore := -1, uint64(0)
 	for i, n := range nodes {

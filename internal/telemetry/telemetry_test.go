@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -12,7 +13,7 @@ import (
 func scrape(t *testing.T, tel *Telemetry) string {
 	t.Helper()
 	rec := httptest.NewRecorder()
-	tel.Metrics().ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	tel.Metrics().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	return rec.Body.String()
 }
 

@@ -150,7 +150,7 @@ func TestCloseCodes(t *testing.T) {
 func TestRefusedToken(t *testing.T) {
 	t.Run("the same one again ends it", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
-			g := newGateway(t, refusedWith(4001, "bad token"))
+			g := newGateway(t, refusedWith("bad token"))
 			c := start(t, g.options())
 			err := c.Connect(t.Context())
 			if !errors.Is(err, ErrUnauthorized) || !strings.Contains(err.Error(), "bad token") {
@@ -163,7 +163,7 @@ func TestRefusedToken(t *testing.T) {
 	})
 	t.Run("fresh ones are tried, not forever", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
-			g := newGateway(t, refusedWith(4001, "bad token"))
+			g := newGateway(t, refusedWith("bad token"))
 			o := g.options()
 			n := 0
 			o.Token = func(context.Context) (string, error) { n++; return fmt.Sprint("t", n), nil }
@@ -177,7 +177,7 @@ func TestRefusedToken(t *testing.T) {
 	})
 	t.Run("a fresh one works", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
-			g := newGateway(t, refusedWith(4001, "expired"), connected(30, (*peer).ackAll))
+			g := newGateway(t, refusedWith("expired"), connected(30, (*peer).ackAll))
 			o := g.options()
 			n := 0
 			o.Token = func(context.Context) (string, error) { n++; return fmt.Sprint("t", n), nil }
@@ -370,10 +370,10 @@ func TestTokenStaysSecret(t *testing.T) {
 		var log bytes.Buffer
 		var said []string
 		var mu sync.Mutex
-		g := newGateway(t, status(503), status(302, "Location", "/x"), refusedWith(4001, "auth unavailable"),
+		g := newGateway(t, status(503), status(302, "Location", "/x"), refusedWith("auth unavailable"),
 			func(_ *gateway, w http.ResponseWriter, _ *http.Request) { panic(http.ErrAbortHandler) },
 			connected(3, func(p *peer) { p.read(); time.Sleep(time.Minute) }),
-			refusedWith(4001, "bad"))
+			refusedWith("bad"))
 		o := g.options()
 		o.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		o.OnState = func(s State) {
@@ -384,7 +384,7 @@ func TestTokenStaysSecret(t *testing.T) {
 		c := start(t, o)
 		_ = c.Connect(t.Context())
 		<-c.Done()
-		g.ln.Close() // and a network error
+		_ = g.ln.Close() // and a network error
 		o.Token = func(context.Context) (string, error) { return "s3cret-token", nil }
 		c2 := start(t, o)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

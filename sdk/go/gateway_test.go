@@ -136,7 +136,7 @@ func upgraded(f func(p *peer)) step {
 			g.t.Errorf("accept: %v", err)
 			return
 		}
-		defer ws.CloseNow()
+		defer func() { _ = ws.CloseNow() }()
 		f(&peer{t: g.t, ws: ws})
 	}
 }
@@ -144,7 +144,7 @@ func upgraded(f func(p *peer)) step {
 // connected is upgraded plus a ConnectAck with this heartbeat timeout.
 func connected(heartbeatSeconds int32, f func(p *peer)) step {
 	return upgraded(func(p *peer) {
-		p.send(&messagev1.ServerFrame{Payload: &messagev1.ServerFrame_ConnectAck{ConnectAck: &messagev1.ConnectAck{
+		_ = p.send(&messagev1.ServerFrame{Payload: &messagev1.ServerFrame_ConnectAck{ConnectAck: &messagev1.ConnectAck{
 			Code: 1000, TenantId: "demo", UserId: "ann", DeviceId: "d1", NodeId: "gw-test",
 			HeartbeatTimeoutSeconds: heartbeatSeconds,
 		}}})
@@ -152,9 +152,9 @@ func connected(heartbeatSeconds int32, f func(p *peer)) step {
 	})
 }
 
-// refusedWith closes right after the upgrade.
-func refusedWith(code int, reason string) step {
-	return upgraded(func(p *peer) { p.close(code, reason) })
+// refusedWith refuses the token right after the upgrade.
+func refusedWith(reason string) step {
+	return upgraded(func(p *peer) { p.close(4001, reason) })
 }
 
 // status answers the handshake with plain HTTP.

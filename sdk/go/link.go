@@ -78,6 +78,7 @@ func (d *dialer) open(ctx context.Context, base *url.URL, token string) (*link, 
 	u.RawQuery = q.Encode()
 
 	l := &link{}
+	//nolint:bodyclose // Dial documents that the body need not be closed
 	ws, resp, err := websocket.Dial(context.WithValue(ctx, tapKey{}, &l.tap), u.String(),
 		&websocket.DialOptions{HTTPClient: d.opts.HTTPClient})
 	if err != nil {

@@ -17,11 +17,10 @@ func router(id string) route.Router {
 	return route.Router{NodeRef: route.NodeRef{ID: id, Incarnation: 1}, Endpoint: "http://" + id}
 }
 
-func start(t *testing.T, s Store, id string) (d *Directory, changes *int) {
-	changes = new(int)
-	d = New(s, router(id), slog.New(slog.DiscardHandler), func() { *changes++ })
+func start(s Store, id string) *Directory {
+	d := New(s, router(id), slog.New(slog.DiscardHandler), func() {})
 	d.Start()
-	return d, changes
+	return d
 }
 
 func stop(t *testing.T, d *Directory) {
@@ -35,7 +34,7 @@ var gateway = route.Node{NodeRef: route.NodeRef{ID: "g1", Incarnation: 5}, Endpo
 
 func TestAGatewayLivesAsLongAsItsLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, _ := start(t, memstore.New(), "r1")
+		d := start(memstore.New(), "r1")
 		defer stop(t, d)
 		if err := d.Renew(t.Context(), gateway); err != nil {
 			t.Fatal(err)
@@ -58,9 +57,9 @@ func TestAGatewayLivesAsLongAsItsLease(t *testing.T) {
 func TestNewsThatReachedAnotherRouterFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := memstore.New()
-		r1, _ := start(t, s, "r1")
+		r1 := start(s, "r1")
 		defer stop(t, r1)
-		r2, _ := start(t, s, "r2")
+		r2 := start(s, "r2")
 		defer stop(t, r2)
 		if err := r1.Renew(t.Context(), gateway); err != nil {
 			t.Fatal(err)
@@ -74,8 +73,8 @@ func TestNewsThatReachedAnotherRouterFirst(t *testing.T) {
 func TestRoutersAgreeOnTheHome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := memstore.New()
-		r1, _ := start(t, s, "r1")
-		r2, _ := start(t, s, "r2")
+		r1 := start(s, "r1")
+		r2 := start(s, "r2")
 		time.Sleep(2 * refreshEvery) // fake time
 		synctest.Wait()
 		mine := 0
@@ -119,7 +118,7 @@ func (b *brokenStore) Nodes(ctx context.Context) ([]route.Node, error) {
 func TestThePictureOutlivesTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &brokenStore{Store: memstore.New()}
-		d, _ := start(t, s, "r1")
+		d := start(s, "r1")
 		defer stop(t, d)
 		if err := d.Renew(t.Context(), gateway); err != nil {
 			t.Fatal(err)

@@ -144,8 +144,8 @@ func TestEveryFailureHasItsName(t *testing.T) {
 	}
 	_ = closed.Close()
 	for want, h := range map[Result]http.HandlerFunc{
-		HTTP5xx: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) },
-		HTTP4xx: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) },
+		HTTP5xx: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
+		HTTP4xx: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) },
 		Timeout: func(_ http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			select {
@@ -186,7 +186,10 @@ func TestEveryFailureHasItsName(t *testing.T) {
 
 func TestTheBreakerOpensAfterFiveFailuresAndIsTheTenantsOwn(t *testing.T) {
 	var calls atomic.Int32
-	down := serve(t, func(w http.ResponseWriter, _ *http.Request) { calls.Add(1); w.WriteHeader(503) })
+	down := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		calls.Add(1)
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
 	up := serve(t, func(w http.ResponseWriter, _ *http.Request) {})
 	c := newClient(t)
 	bad, good := newTenant(t, "bad", down, "s"), newTenant(t, "good", up, "s")

@@ -5,7 +5,6 @@ package storetest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -290,7 +289,7 @@ func tokens(t *testing.T, s route.Store) {
 	if took < rate {
 		t.Fatalf("took %d, a second's worth is %d", took, rate)
 	}
-	other, err := s.LeaseTokens(t.Context(), fmt.Sprint("other"), rate, 10)
+	other, err := s.LeaseTokens(t.Context(), "other", rate, 10)
 	if err != nil || other != 10 {
 		t.Fatalf("another tenant's bucket: %d, %v", other, err)
 	}

@@ -1,0 +1,150 @@
+package peer
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"connectrpc.com/connect"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
+	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
+	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/memstore"
+	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/route"
+)
+
+// pair is two routers that share a store; r2 is everybody's home.
+type pair struct {
+	store  *memstore.Store
+	home   *Buffer // at r2
+	away   *Buffer // at r1
+	buffer *offline.Buffer
+	fail   bool
+}
+
+type seenFrom struct{ self bool }
+
+func (s seenFrom) Home(route.UserKey) (route.Router, bool) {
+	return route.Router{NodeRef: route.NodeRef{ID: "r2", Incarnation: 1}}, s.self
+}
+func (seenFrom) Alive(route.NodeRef) bool { return true }
+
+// wire is r1's client of r2, without a network.
+type wire struct {
+	routerv1connect.PeerServiceClient
+	p *pair
+}
+
+func (w wire) Buffer(ctx context.Context, req *connect.Request[routerv1.BufferRequest]) (*connect.Response[routerv1.BufferResponse], error) {
+	if w.p.fail {
+		return nil, connect.NewError(connect.CodeUnavailable, nil)
+	}
+	return connect.NewResponse(w.p.home.KeepAll(ctx, req.Msg)), nil
+}
+
+func newPair() *pair {
+	p := &pair{store: memstore.New()}
+	p.buffer = offline.New(offline.Limits{MaxMessagesPerUser: 100, MaxBytesPerUser: 1 << 20, MaxBytes: 1 << 20}, func(string, offline.Drop, int) {})
+	o := Options{
+		Directory: seenFrom{self: true}, Local: p.buffer, Lookup: p.store.LookupFresh,
+		Client: func(route.Router) routerv1connect.PeerServiceClient { return wire{p: p} },
+		TTL:    func(string) time.Duration { return time.Hour },
+	}
+	p.home = NewBuffer(o)
+	o.Directory, o.Local = seenFrom{}, nil
+	p.away = NewBuffer(o)
+	return p
+}
+
+var phone = route.DeviceKey{UserKey: route.UserKey{Tenant: "t", User: "ann"}, Device: "phone"}
+
+func TestAnEntryIsKeptAtTheHomeInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair()
+		var mu sync.Mutex
+		stored := 0
+		for i := range 50 {
+			p.away.Put(dispatch.BufferEntry{Key: phone.UserKey, Message: &dispatch.Message{Bytes: []byte(fmt.Sprint(i))}, Done: func(r dispatch.BufferResult) {
+				mu.Lock()
+				defer mu.Unlock()
+				if r == dispatch.Stored {
+					stored++
+				}
+			}})
+		}
+		p.away.Close()
+		p.home.Close()
+		got := p.buffer.Take(phone)
+		if stored != 50 || len(got) != 50 {
+			t.Fatalf("%d stored, %d kept", stored, len(got))
+		}
+		for i, m := range got {
+			if string(m.Bytes) != fmt.Sprint(i) {
+				t.Fatalf("entry %d is %s", i, m.Bytes)
+			}
+		}
+	})
+}
+
+func TestADeviceThatCameMeanwhileIsNotStranded(t *testing.T) {
+	for name, devices := range map[string][]string{"its own entry": {"phone"}, "whichever comes first": nil} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPair()
+				defer p.away.Close()
+				defer p.home.Close()
+				if _, _, err := p.store.Bind(t.Context(), phone, route.Location{Node: route.NodeRef{ID: "g"}, Session: 1}, 1); err != nil {
+					t.Fatal(err)
+				}
+				results := make(chan dispatch.BufferResult, 1)
+				p.away.Put(dispatch.BufferEntry{Key: phone.UserKey, Devices: devices, Message: &dispatch.Message{}, Done: func(r dispatch.BufferResult) { results <- r }})
+				if r := <-results; r != dispatch.Online || p.buffer.Take(phone) != nil {
+					t.Fatalf("result %v, or it was kept as well", r)
+				}
+			})
+		})
+	}
+}
+
+func TestAHomeOutOfReachKeepsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair()
+		defer p.away.Close()
+		defer p.home.Close()
+		p.fail = true
+		results := make(chan dispatch.BufferResult, 1)
+		p.away.Put(dispatch.BufferEntry{Key: phone.UserKey, Message: &dispatch.Message{}, Done: func(r dispatch.BufferResult) { results <- r }})
+		if r := <-results; r != dispatch.NotKept {
+			t.Fatalf("result %v: SENT would be said for it", r)
+		}
+	})
+}
+
+// TestConnectAgainstBuffer runs the two orders against each other: insert then
+// check, register then take. Whatever the interleaving, the message is taken by
+// the session or delivered live, exactly once.
+func TestConnectAgainstBuffer(t *testing.T) {
+	for range 300 {
+		p := newPair()
+		results := make(chan dispatch.BufferResult, 1)
+		taken := make(chan int, 1)
+		go func() {
+			_, _, _ = p.store.Bind(context.Background(), phone, route.Location{Node: route.NodeRef{ID: "g"}, Session: 1}, 1)
+			taken <- len(p.buffer.Take(phone))
+		}()
+		p.home.Put(dispatch.BufferEntry{Key: phone.UserKey, Message: &dispatch.Message{}, Done: func(r dispatch.BufferResult) { results <- r }})
+		got, result := <-taken, <-results
+		if result == dispatch.Online {
+			got++
+		}
+		if got != 1 {
+			t.Fatalf("the message reaches the session %d times", got)
+		}
+		p.home.Close()
+		p.away.Close()
+	}
+}
