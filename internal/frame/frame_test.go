@@ -214,6 +214,17 @@ func TestBodyIsInWhatAppendMessageReturns(t *testing.T) {
 	}
 }
 
+func TestAStampThatIsNotUTF8IsRefused(t *testing.T) {
+	for name, s := range map[string]Stamp{
+		"tenant": {Tenant: "\xff"}, "user": {User: "\xff"}, "device": {Device: "\xff"}, "msg_id": {MsgID: "\xff"},
+	} {
+		out, _, err := AppendMessage([]byte("before"), marshal(t, full), s)
+		if err == nil || errors.Is(err, ErrMalformed) || string(out) != "before" {
+			t.Errorf("%s: %v, appended %q", name, err, out)
+		}
+	}
+}
+
 func TestServerFrames(t *testing.T) {
 	for _, want := range []*messagev1.MessageDelivery{{Message: full}, {Message: full, Seq: 300, Unmoderated: true}, {Message: &messagev1.MessageRequest{}}} {
 		got := AppendDelivery(nil, marshal(t, want.Message), want.Seq, want.Unmoderated)
@@ -236,6 +247,11 @@ func TestKeySeesContentAndNotTime(t *testing.T) {
 		t.Error("a resend with a new timestamp is not recognised")
 	}
 	for name, change := range map[string]func(*Header){
+		"tenant":    func(h *Header) { h.Tenant = "t2" },
+		"user":      func(h *Header) { h.User = "u2" },
+		"device":    func(h *Header) { h.Device = "d2" },
+		"msg_id":    func(h *Header) { h.MsgID = "2" },
+		"group":     func(h *Header) { h.Group = "g" },
 		"body":      func(h *Header) { h.Body = []byte("ho") },
 		"recipient": func(h *Header) { h.ToUser = "carl" },
 		"boundary":  func(h *Header) { h.User, h.Device = "ud", "" },
