@@ -24,6 +24,11 @@ test: deps ## all tests, with the race detector and a real Redis
 	MICS_REQUIRE_REDIS=1 go test -race -timeout 15m work
 	go test -count=1 ./tests/deps # the test cache does not see other modules' imports
 
+.PHONY: build
+build: ## the binaries that exist so far, into bin/
+	go build -trimpath -ldflags "-X github.com/mics-im/mics/internal/buildinfo.version=$(VERSION) -X github.com/mics-im/mics/ctl/internal/buildinfo.version=$(VERSION)" \
+	  -o bin/ ./controlplane/cmd/mics-controlplane ./ctl/cmd/micsctl
+
 .PHONY: tools
 tools: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/golangci-lint ## build the pinned tools from source into bin/tools
 

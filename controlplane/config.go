@@ -1,0 +1,89 @@
+package controlplane
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/mics-im/mics/controlplane/internal/fleet"
+	"github.com/mics-im/mics/internal/config"
+	"github.com/mics-im/mics/internal/telemetry"
+)
+
+// Defaults of what operators seldom set.
+const (
+	defaultPollInterval = time.Second
+	// defaultForgetAfter lets an operator see a node that died, and is over
+	// before the next one has to be told from it.
+	defaultForgetAfter = 30 * time.Second
+)
+
+// Config is a control plane's configuration. Zero durations mean the defaults.
+type Config struct {
+	// NodeID names this process in logs and answers.
+	NodeID string
+	// Listen is where operators and the console connect. There is no access
+	// control yet: see DESIGN.md.
+	Listen string
+	// InternalListen serves /healthz, /readyz and /metrics.
+	InternalListen string
+	// RouterEndpoints are base URLs or dns://host:port names of routers.
+	RouterEndpoints []string
+	// PollInterval is how often the inventory is refreshed.
+	PollInterval time.Duration
+	// ForgetAfter is how long a node stays in the inventory that is neither in
+	// the directory nor answers.
+	ForgetAfter time.Duration
+	Telemetry   telemetry.Config
+}
+
+// LoadConfig reads the configuration from flags and, through lookup, from the
+// environment. An error wraps config.ErrInvalid or, when usage was asked for
+// (its text is then the usage), config.ErrHelp.
+func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, error) {
+	c := Config{PollInterval: defaultPollInterval, ForgetAfter: defaultForgetAfter}
+	s := config.New("mics-controlplane")
+	s.String(&c.NodeID, "NODE_ID", config.HostName(), "name of this process")
+	s.String(&c.Listen, "LISTEN", ":8070", "address for operators; no access control, keep it on a trusted network")
+	s.String(&c.InternalListen, "INTERNAL_LISTEN", ":9080", "address for /healthz, /readyz and /metrics")
+	s.List(&c.RouterEndpoints, "ROUTER_ENDPOINTS", "routers: comma-separated base URLs, or dns://HOST:PORT (required)")
+	s.Duration(&c.PollInterval, "POLL_INTERVAL_MS", time.Millisecond, config.Bound{Min: 100, Max: 60_000}, "milliseconds between refreshes of the inventory")
+	s.Duration(&c.ForgetAfter, "FORGET_AFTER_SECONDS", time.Second, config.Bound{Min: 1, Max: 3600}, "seconds for which a node that is gone stays in the inventory")
+	c.Telemetry.Register(s)
+	s.Check(func() error { _, err := c.routers(); return err })
+	if err := s.Parse(args, lookup); err != nil {
+		if errors.Is(err, config.ErrHelp) {
+			err = helpText("mics-controlplane operates a MICS cluster.\n\nSettings, as flags or [environment variables]:\n" + s.Usage())
+		}
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// helpText is the usage, returned as an error.
+type helpText string
+
+func (h helpText) Error() string { return string(h) }
+func (helpText) Unwrap() error   { return config.ErrHelp }
+
+// routers parses RouterEndpoints.
+func (c Config) routers() ([]fleet.Endpoint, error) {
+	if len(c.RouterEndpoints) == 0 {
+		return nil, errors.New("ROUTER_ENDPOINTS: required: base URLs of routers, or dns://HOST:PORT")
+	}
+	list, err := fleet.ParseEndpoints(c.RouterEndpoints)
+	if err != nil {
+		return nil, fmt.Errorf("ROUTER_ENDPOINTS: %w", err)
+	}
+	return list, nil
+}
+
+func (c Config) withDefaults() Config {
+	c.NodeID = cmp.Or(c.NodeID, config.HostName())
+	c.PollInterval = cmp.Or(c.PollInterval, defaultPollInterval)
+	c.ForgetAfter = cmp.Or(c.ForgetAfter, defaultForgetAfter)
+	c.Telemetry.Service = cmp.Or(c.Telemetry.Service, "mics-controlplane")
+	c.Telemetry.NodeID = cmp.Or(c.Telemetry.NodeID, c.NodeID)
+	return c
+}

@@ -1,0 +1,154 @@
+// Package controlplane operates a MICS cluster: it knows every gateway and
+// router, and answers operators. It is never in the way of a message or a
+// connect: with it gone, everything goes on.
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/mics-im/mics/controlplane/internal/fleet"
+	"github.com/mics-im/mics/controlplane/internal/service"
+	"github.com/mics-im/mics/internal/buildinfo"
+	"github.com/mics-im/mics/internal/config"
+	"github.com/mics-im/mics/internal/lifecycle"
+	"github.com/mics-im/mics/internal/rpc"
+	"github.com/mics-im/mics/internal/telemetry"
+	"github.com/mics-im/mics/proto/mics/control/v1/controlv1connect"
+)
+
+// Budgets of the steps of a stop. A server's covers the fan-out that may be
+// under way (3 s); together they stay below a pod's usual 30 s.
+const (
+	serverBudget = 5 * time.Second
+	stepBudget   = 3 * time.Second
+	stopBudget   = 20 * time.Second
+)
+
+// ControlPlane is one control plane. Several can live in one process.
+type ControlPlane struct {
+	tel                *telemetry.Telemetry
+	operator, internal *rpc.Server
+	fleet              *fleet.Fleet
+
+	mu       sync.Mutex
+	started  bool            // guarded by mu
+	teardown lifecycle.Stack // guarded by mu
+}
+
+// New binds the listeners and wires everything; nothing runs until Start. Stop
+// must be called also without Start. An invalid cfg wraps config.ErrInvalid.
+func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
+	cfg = cfg.withDefaults()
+	seeds, err := cfg.routers()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", config.ErrInvalid, err)
+	}
+	c := &ControlPlane{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.teardown.Unwind(context.WithoutCancel(ctx)))
+		}
+	}()
+	if c.tel, err = telemetry.New(ctx, cfg.Telemetry); err != nil {
+		return nil, fmt.Errorf("start telemetry: %w", err)
+	}
+	c.teardown.Push("telemetry", stepBudget, c.tel.Shutdown)
+
+	client := rpc.NewClient()
+	c.teardown.Push("rpc client", stepBudget, func(context.Context) error { client.CloseIdleConnections(); return nil })
+	c.fleet = fleet.New(fleet.Config{
+		Source: fleet.NewRPC(client, seeds), Interval: cfg.PollInterval, ForgetAfter: cfg.ForgetAfter, Telemetry: c.tel,
+	})
+
+	internalMux := http.NewServeMux()
+	rpc.Operate(internalMux, c.tel.Metrics(), c.fleet.NotReady)
+	if c.internal, err = c.listen("internal server", cfg.InternalListen, internalMux); err != nil {
+		return nil, fmt.Errorf("INTERNAL_LISTEN: %w", err)
+	}
+	svc := service.New(service.Config{
+		NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, HTTP: client, Telemetry: c.tel,
+	})
+	operatorMux := http.NewServeMux()
+	operatorMux.Handle(controlv1connect.NewControlServiceHandler(svc, rpc.HandlerOptions()...))
+	operatorMux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	// Whoever reaches the port may operate, but no web page may make an
+	// operator's browser do it.
+	guarded := http.NewCrossOriginProtection().Handler(operatorMux)
+	if c.operator, err = c.listen("operator server", cfg.Listen, guarded); err != nil {
+		return nil, fmt.Errorf("LISTEN: %w", err)
+	}
+	// Before the server that carries them, which waits for its streams.
+	c.teardown.Push("watches", stepBudget, func(context.Context) error { svc.Close(); return nil })
+	return c, nil
+}
+
+// listen binds addr and makes a server of it that Stop stops.
+func (c *ControlPlane) listen(name, addr string, h http.Handler) (*rpc.Server, error) {
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	s := rpc.NewServer(ln, h, nil, c.tel.Log)
+	c.teardown.Push(name, serverBudget, s.Stop)
+	return s, nil
+}
+
+// Start begins to serve and to read the inventory. It returns at once; the
+// first inventory may be a second away (/readyz tells). Call it once.
+func (c *ControlPlane) Start(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.started {
+		return errors.New("control plane started twice")
+	}
+	c.started = true
+	fleetCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.fleet.Run(fleetCtx)
+	}()
+	c.teardown.Push("inventory", stepBudget, func(ctx context.Context) error {
+		cancel()
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	c.internal.Start()
+	c.operator.Start()
+	c.tel.Log.InfoContext(ctx, "started", "listen", c.Addr(), "internal_listen", c.InternalAddr(), "version", buildinfo.Version())
+	return nil
+}
+
+// Addr is where operators connect, host:port.
+func (c *ControlPlane) Addr() string { return c.operator.Addr() }
+
+// InternalAddr is where /healthz, /readyz and /metrics are, host:port.
+func (c *ControlPlane) InternalAddr() string { return c.internal.Addr() }
+
+// Stop ends everything in reverse order. A second call does nothing.
+func (c *ControlPlane) Stop(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.teardown.Unwind(ctx)
+}
+
+// Run starts, waits for ctx to end, and stops.
+func (c *ControlPlane) Run(ctx context.Context) error {
+	if err := c.Start(ctx); err != nil {
+		return errors.Join(err, c.Stop(context.WithoutCancel(ctx)))
+	}
+	<-ctx.Done()
+	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopBudget)
+	defer cancel()
+	return c.Stop(stopCtx)
+}
