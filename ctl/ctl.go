@@ -28,7 +28,7 @@ func Run(ctx context.Context, io IO, args []string) int {
 	app := cli.NewApp(io)
 	defer app.Close()
 	root := newRoot(app)
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // of nil, cobra makes this process's own arguments
 	err := root.ExecuteContext(ctx)
 	if text := app.Explain(err); text != "" {
 		_, _ = fmt.Fprint(io.Err, text) // nowhere left to report it

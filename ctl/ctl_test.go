@@ -171,7 +171,7 @@ func golden(t *testing.T, name, endpoint, got string) {
 func gateway(id string) *controlv1.Node {
 	return &controlv1.Node{
 		Kind: controlv1.NodeKind_NODE_KIND_GATEWAY, NodeId: id, Incarnation: 18446744073709551615, Endpoint: "http://10.0.0.1:9080",
-		Version: "v1.0.0", Track: "stable", Phase: gatewayv1.Phase_PHASE_SERVING, Sessions: 1200, SessionsV2: 800,
+		Version: "dev", Track: "stable", Phase: gatewayv1.Phase_PHASE_SERVING, Sessions: 1200, SessionsV2: 800,
 		ConnectsPerSecond: 2.5, MessagesInPerSecond: 1234.4, DeliveriesPerSecond: 0,
 		StartedAtMs: now.Add(-26 * time.Hour).UnixMilli(), RoutersLinked: 1,
 	}
@@ -179,7 +179,7 @@ func gateway(id string) *controlv1.Node {
 
 func router(id string) *controlv1.Node {
 	return &controlv1.Node{
-		Kind: controlv1.NodeKind_NODE_KIND_ROUTER, NodeId: id, Incarnation: 7, Endpoint: "http://10.0.0.9:9080", Version: "v1.0.0",
+		Kind: controlv1.NodeKind_NODE_KIND_ROUTER, NodeId: id, Incarnation: 7, Endpoint: "http://10.0.0.9:9080", Version: "dev",
 	}
 }
 

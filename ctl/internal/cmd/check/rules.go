@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -115,7 +116,7 @@ func checkRouters(routers []*controlv1.Node) []Result {
 	for _, r := range routers {
 		if r.GetUnreachable() {
 			out = append(out, Result{
-				Category: catRouters, Check: r.GetNodeId() + " is up", Status: Warn, Detail: r.GetUnreachableReason(),
+				Category: catRouters, Check: r.GetNodeId() + " is up", Status: Warn, Detail: cmp.Or(r.GetUnreachableReason(), "it is gone"),
 				Hint: "the others have taken over; if it was not stopped on purpose, see its log", Link: runbook("router-gone"),
 			})
 		}
@@ -145,7 +146,7 @@ func checkGateway(g *controlv1.Node, routers int) Result {
 	linked := int(g.GetRoutersLinked())
 	switch {
 	case g.GetUnreachable():
-		r.Status, r.Detail = Fail, g.GetUnreachableReason()
+		r.Status, r.Detail = Fail, cmp.Or(g.GetUnreachableReason(), "it does not answer")
 		r.Hint, r.Link = "is it running? Can the control plane reach "+g.GetEndpoint()+"?", runbook("gateway-unreachable")
 	case g.GetPhase() == gatewayv1.Phase_PHASE_FENCED:
 		r.Status, r.Detail = Fail, "fenced: no router within its lease, so it turns clients away"
