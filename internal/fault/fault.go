@@ -90,18 +90,20 @@ func KindOf(err error) Kind {
 }
 
 // ToConnect turns err into what the peer sees: the kind, and of an Error its
-// detail only.
+// detail only. The outermost classification counts: an Error around another
+// process's connect error speaks for this process.
 func ToConnect(err error) error {
 	if err == nil {
 		return nil
 	}
 	var c *connect.Error
-	if errors.As(err, &c) {
+	var e *Error
+	errors.As(err, &e)
+	if errors.As(err, &c) && (e == nil || !errors.Is(e, c)) {
 		return c
 	}
 	detail := "internal error"
-	var e *Error
-	if errors.As(err, &e) {
+	if e != nil {
 		detail = e.Detail
 	}
 	out := connect.NewError(codes[KindOf(err)], errors.New(detail))

@@ -26,25 +26,47 @@ type step struct {
 	f      func(context.Context) error
 }
 
+// afterDeadline is what a step gets, once its time is over, to close by force
+// and to return its own error.
+const afterDeadline = 250 * time.Millisecond
+
 // Push adds a step that Unwind gives at most budget.
 func (s *Stack) Push(name string, budget time.Duration, f func(context.Context) error) {
 	s.steps = append(s.steps, step{name, budget, f})
 }
 
-// Unwind runs all steps, also after one failed, and joins their errors. The
-// stack is empty afterwards.
+// Unwind runs all steps, also after one failed or ctx has ended, and joins their
+// errors. A step that ignores the end of its context is left behind, running,
+// and reported: it must not keep the others from their turn. The stack is empty
+// afterwards.
 func (s *Stack) Unwind(ctx context.Context) error {
 	var errs []error
 	for len(s.steps) > 0 {
 		last := s.steps[len(s.steps)-1]
 		s.steps = s.steps[:len(s.steps)-1]
-		stepCtx, cancel := context.WithTimeout(ctx, last.budget)
-		if err := last.f(stepCtx); err != nil {
+		if err := last.run(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", last.name, err))
 		}
-		cancel()
 	}
 	return errors.Join(errs...)
+}
+
+func (st step) run(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, st.budget)
+	defer cancel()
+	done := make(chan error, 1) // buffered: a step left behind must be able to end
+	go func() { done <- st.f(ctx) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(afterDeadline):
+		return fmt.Errorf("still running: %w", ctx.Err())
+	}
 }
 
 // Exit codes of a service.

@@ -48,3 +48,30 @@ func TestExitCodes(t *testing.T) {
 		}
 	}
 }
+
+func TestUnwindLeavesADeafStepBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		first := false
+		var s Stack
+		s.Push("first", time.Second, func(context.Context) error { first = true; return nil })
+		s.Push("deaf", time.Second, func(context.Context) error { <-release; return nil })
+		err := s.Unwind(t.Context())
+		if !first || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "deaf: still running") {
+			t.Errorf("first ran: %v, error %v", first, err)
+		}
+		close(release)
+	})
+}
+
+func TestUnwindAfterTheEndStillRunsEveryStep(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	ran := make(chan struct{})
+	var s Stack
+	s.Push("force", time.Second, func(context.Context) error { close(ran); return nil })
+	if err := s.Unwind(ctx); err != nil {
+		t.Error(err)
+	}
+	<-ran
+}

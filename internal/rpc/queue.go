@@ -48,14 +48,16 @@ func (q *Queue[T]) signal() {
 }
 
 // Take waits until there is something and returns all of it, in order. spare is
-// reused for what comes next; it may be nil or what the last Take returned. ok
-// is false when the queue is closed and empty, or ctx has ended.
+// reused for what comes next; it is nil or what the last Take returned, at that
+// length. ok is false when the queue is closed and empty, or ctx has ended.
 func (q *Queue[T]) Take(ctx context.Context, spare []T) (items []T, ok bool) {
+	// Its length, not its capacity: what lies behind is zero already, and after
+	// one large burst every small batch would pay for the burst's size.
+	clear(spare)
 	for {
 		q.mu.Lock()
 		if len(q.items) > 0 {
 			items = q.items
-			clear(spare[:cap(spare)])
 			q.items = spare[:0]
 			q.mu.Unlock()
 			return items, true

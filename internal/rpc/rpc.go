@@ -8,9 +8,12 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime/debug"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -25,12 +28,18 @@ const (
 	pingAfter   = 1500 * time.Millisecond
 	pingTimeout = 1500 * time.Millisecond
 	dialTimeout = 2 * time.Second
+	// handlerGrace is what a handler gets to return once its call is cut off.
+	handlerGrace = time.Second
 )
 
 // Server serves RPC and plain HTTP on one listener.
 type Server struct {
 	http *http.Server
 	ln   net.Listener
+	log  *slog.Logger
+	// running is read-locked by every handler while it runs. Not a WaitGroup: a
+	// request may still come in while Stop waits.
+	running sync.RWMutex
 }
 
 // NewServer wraps ln; it serves only after Start, and Stop closes ln. tlsConfig
@@ -43,10 +52,10 @@ func NewServer(ln net.Listener, h http.Handler, tlsConfig *tls.Config, log *slog
 	if tlsConfig != nil {
 		ln = tls.NewListener(ln, tlsConfig)
 	}
-	return &Server{
-		ln: ln,
+	s := &Server{
+		ln:  ln,
+		log: log,
 		http: &http.Server{
-			Handler:           h,
 			Protocols:         p,
 			ReadHeaderTimeout: 10 * time.Second,
 			MaxHeaderBytes:    16 << 10,
@@ -62,6 +71,28 @@ func NewServer(ln net.Listener, h http.Handler, tlsConfig *tls.Config, log *slog
 			},
 		},
 	}
+	s.http.Handler = s.watch(h)
+	return s
+}
+
+// watch counts running handlers, for Stop, and logs panics: net/http's own line
+// goes to ErrorLog, among peers' noise.
+func (s *Server) watch(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.running.RLock()
+		defer s.running.RUnlock()
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			if err, ok := p.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
+				s.log.Error("handler_panic", "path", r.URL.Path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			}
+			panic(http.ErrAbortHandler) // ends the request without a second line
+		}()
+		h.ServeHTTP(w, r)
+	})
 }
 
 // Start serves in the background.
@@ -72,18 +103,36 @@ func (s *Server) Start() {
 // Addr is where it listens, host:port.
 func (s *Server) Addr() string { return s.ln.Addr().String() }
 
-// Stop lets running calls end until ctx does, then cuts them off. Streams end
-// by their owners, who must have been stopped before.
+// Stop lets running calls end until ctx does, then cuts them off, which is an
+// error, and waits for their handlers a little longer. Streams end by their
+// owners, who must have been stopped before.
 func (s *Server) Stop(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
 	if err != nil {
-		err = s.http.Close()
+		err = errors.Join(fmt.Errorf("calls cut off: %w", err), s.http.Close(), s.wait())
 	}
 	// Serve is not running if Start was never called; its listener is ours.
 	if cerr := s.ln.Close(); cerr != nil && !errors.Is(cerr, net.ErrClosed) {
 		err = errors.Join(err, cerr)
 	}
 	return err
+}
+
+// wait waits for handlers whose contexts have ended: what they use is torn down
+// next.
+func (s *Server) wait() error {
+	gone := make(chan struct{})
+	go func() {
+		s.running.Lock()
+		defer s.running.Unlock()
+		close(gone)
+	}()
+	select {
+	case <-gone:
+		return nil
+	case <-time.After(handlerGrace):
+		return errors.New("handlers still run after their calls were cut off")
+	}
 }
 
 // NewClient returns an HTTP client for RPC. http:// URLs speak h2c with prior

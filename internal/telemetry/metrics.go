@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -84,6 +85,11 @@ func (v *CounterVec) With(values ...string) *Counter {
 	if s != nil {
 		return &s.Counter
 	}
+	values = slices.Clone(values) // the caller's own, when passed as a slice
+	for i := range values {
+		values[i] = labelValue(values[i])
+	}
+	key = strings.Join(values, "\x00")
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if s := v.series[key]; s != nil {
@@ -106,6 +112,10 @@ func (v *CounterVec) With(values ...string) *Counter {
 	v.series[key] = s
 	return &s.Counter
 }
+
+// labelValue makes a value from outside fit for a label: one that is not UTF-8
+// fails the whole scrape.
+func labelValue(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 // Gauge registers a value that is read when scraped.
 func (t *Telemetry) Gauge(name, help string, read func() int64) {
@@ -133,6 +143,6 @@ func (t *Telemetry) Histogram(name, help, label string, bounds ...float64) func(
 		panic(err)
 	}
 	return func(value string) Recorder {
-		return Recorder{h, metric.WithAttributeSet(attribute.NewSet(attribute.String(label, value)))}
+		return Recorder{h, metric.WithAttributeSet(attribute.NewSet(attribute.String(label, labelValue(value))))}
 	}
 }

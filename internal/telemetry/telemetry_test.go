@@ -98,3 +98,26 @@ func TestTraceParentSurvivesTheTrip(t *testing.T) {
 		t.Errorf("unsampled carries %q", got)
 	}
 }
+
+func TestForeignLabelValuesDoNotBreakTheScrape(t *testing.T) {
+	tel, _ := newTelemetry(t)
+	v := tel.CounterVec("x_total", "help", "tenant")
+	v.With("bad\xff").Inc()
+	v.With("bad\xff").Inc()
+	tel.Histogram("y_ms", "help", "op", 1)("bad\xff").Record(0.5)
+	text := scrape(t, tel)
+	has(t, text, "x_total{tenant=\"bad\uFFFD\"} 2")
+	has(t, text, "y_ms_count{op=\"bad\uFFFD\"} 1")
+}
+
+func TestWithLeavesTheCallersValuesAlone(t *testing.T) {
+	tel, _ := newTelemetry(t)
+	v := tel.CounterVec("x_total", "help", "tenant")
+	for i := range maxSeries {
+		v.With(fmt.Sprint("tenant", i))
+	}
+	values := []string{"mine"}
+	if v.With(values...).Inc(); values[0] != "mine" {
+		t.Errorf("values became %q", values)
+	}
+}
