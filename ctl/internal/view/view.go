@@ -21,7 +21,7 @@ type Nodes struct {
 // Node is one gateway or router.
 type Node struct {
 	Kind string `json:"kind"`
-	ID   string `json:"id"`
+	ID   string `json:"nodeId"`
 	// Incarnation may exceed 2^53, which a JSON number does not survive
 	// everywhere.
 	Incarnation       string `json:"incarnation"`
@@ -112,11 +112,11 @@ type Sessions struct {
 
 // Session is one client connection.
 type Session struct {
-	Node        string `json:"node"`
+	Node        string `json:"nodeId"`
 	SessionID   uint64 `json:"sessionId"`
-	Tenant      string `json:"tenant"`
-	User        string `json:"user"`
-	Device      string `json:"device"`
+	Tenant      string `json:"tenantId"`
+	User        string `json:"userId"`
+	Device      string `json:"deviceId"`
 	Epoch       uint64 `json:"epoch"`
 	Version     uint32 `json:"version"`
 	ConnectedAt string `json:"connectedAt,omitempty"`

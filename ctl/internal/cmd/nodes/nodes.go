@@ -37,7 +37,7 @@ one JSON document per line (json) or one YAML document each (yaml). A watch
 outlives a restart of the control plane and ends with Ctrl-C.`,
 		Example: `  micsctl nodes
   micsctl nodes --watch
-  micsctl nodes -o json | jq -r '.nodes[] | select(.unreachable) | .id'`,
+  micsctl nodes -o json | jq -r '.nodes[] | select(.unreachable) | .nodeId'`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              cli.Run(func(ctx context.Context, _ []string) error { return o.run(ctx) }),
