@@ -284,8 +284,12 @@ type DeliverRequest struct {
 	// The incarnation that the router means to talk to; another one refuses.
 	GatewayIncarnation uint64      `protobuf:"varint,3,opt,name=gateway_incarnation,json=gatewayIncarnation,proto3" json:"gateway_incarnation,omitempty"`
 	Deliveries         []*Delivery `protobuf:"bytes,4,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// In the first message of a stream: sessions of which the router holds copies
+	// that were answered on an earlier stream. The gateway sends a Confirm for each
+	// of them at once, because one may have been lost with that stream.
+	ConfirmSessions []uint64 `protobuf:"varint,5,rep,packed,name=confirm_sessions,json=confirmSessions,proto3" json:"confirm_sessions,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *DeliverRequest) Reset() {
@@ -346,6 +350,13 @@ func (x *DeliverRequest) GetDeliveries() []*Delivery {
 	return nil
 }
 
+func (x *DeliverRequest) GetConfirmSessions() []uint64 {
+	if x != nil {
+		return x.ConfirmSessions
+	}
+	return nil
+}
+
 // Delivery is one message for some of the gateway's sessions.
 type Delivery struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -358,7 +369,10 @@ type Delivery struct {
 	Unmoderated bool     `protobuf:"varint,3,opt,name=unmoderated,proto3" json:"unmoderated,omitempty"`
 	SessionIds  []uint64 `protobuf:"varint,4,rep,packed,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"`
 	// W3C traceparent; empty when not sampled.
-	Traceparent   string `protobuf:"bytes,5,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Traceparent string `protobuf:"bytes,5,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// 16 bytes that name the message (tenant, sender, msg_id, content). A session
+	// that has taken the key lately accepts a second one and drops it.
+	Key           []byte `protobuf:"bytes,6,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -428,13 +442,20 @@ func (x *Delivery) GetTraceparent() string {
 	return ""
 }
 
+func (x *Delivery) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 type DeliverResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Every delivery up to this id has been answered; a session that is not in
 	// refusals has accepted it: the delivery is in the gateway's memory.
 	AnsweredThrough uint64     `protobuf:"varint,1,opt,name=answered_through,json=answeredThrough,proto3" json:"answered_through,omitempty"`
 	Refusals        []*Refusal `protobuf:"bytes,2,rep,name=refusals,proto3" json:"refusals,omitempty"`
-	// What devices have got; cumulative per session.
+	// What the router need not keep a copy of any more; cumulative per session.
 	Confirms      []*Confirm `protobuf:"bytes,3,rep,name=confirms,proto3" json:"confirms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -551,6 +572,9 @@ func (x *Refusal) GetReason() Refusal_Reason {
 	return Refusal_REASON_UNSPECIFIED
 }
 
+// Confirm says of every delivery of this router to the session, up to the id,
+// that its device has got it or that a router has taken it back (Handover,
+// CloseSessions). For a session that is not here it names the highest id.
 type Confirm struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionId     uint64                 `protobuf:"varint,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -677,7 +701,10 @@ type HandoverResponse struct {
 	// False: the session is unknown, ended, or was handed over before.
 	Found bool `protobuf:"varint,1,opt,name=found,proto3" json:"found,omitempty"`
 	// In the order in which the device would have got them.
-	Undelivered   []*Undelivered `protobuf:"bytes,2,rep,name=undelivered,proto3" json:"undelivered,omitempty"`
+	Undelivered []*Undelivered `protobuf:"bytes,2,rep,name=undelivered,proto3" json:"undelivered,omitempty"`
+	// Keys of what the session took lately, 16 bytes each, oldest first: the
+	// device's next session recognises repeats by them.
+	RecentKeys    []byte `protobuf:"bytes,3,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -726,12 +753,24 @@ func (x *HandoverResponse) GetUndelivered() []*Undelivered {
 	return nil
 }
 
+func (x *HandoverResponse) GetRecentKeys() []byte {
+	if x != nil {
+		return x.RecentKeys
+	}
+	return nil
+}
+
 // Undelivered is a message that a session had accepted and its device has not
 // got, as far as the gateway can know.
 type Undelivered struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Message       []byte                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
-	Unmoderated   bool                   `protobuf:"varint,2,opt,name=unmoderated,proto3" json:"unmoderated,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Message     []byte                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	Unmoderated bool                   `protobuf:"varint,2,opt,name=unmoderated,proto3" json:"unmoderated,omitempty"`
+	// As in Delivery.
+	Key []byte `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	// In a backlog only: the delivery id under which the home router keeps its
+	// copy, to be confirmed like any other delivery of that router.
+	Id            uint64 `protobuf:"varint,4,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -778,6 +817,20 @@ func (x *Undelivered) GetUnmoderated() bool {
 		return x.Unmoderated
 	}
 	return false
+}
+
+func (x *Undelivered) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Undelivered) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
 }
 
 type SessionsRequest struct {
@@ -1286,21 +1339,23 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\bendpoint\x18\x03 \x01(\tR\bendpoint\x12\x14\n" +
 	"\x05track\x18\x04 \x01(\tR\x05track\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12,\n" +
-	"\x05phase\x18\x06 \x01(\x0e2\x16.mics.gateway.v1.PhaseR\x05phase\"\xc8\x01\n" +
+	"\x05phase\x18\x06 \x01(\x0e2\x16.mics.gateway.v1.PhaseR\x05phase\"\xf3\x01\n" +
 	"\x0eDeliverRequest\x12\x1b\n" +
 	"\trouter_id\x18\x01 \x01(\tR\brouterId\x12-\n" +
 	"\x12router_incarnation\x18\x02 \x01(\x04R\x11routerIncarnation\x12/\n" +
 	"\x13gateway_incarnation\x18\x03 \x01(\x04R\x12gatewayIncarnation\x129\n" +
 	"\n" +
 	"deliveries\x18\x04 \x03(\v2\x19.mics.gateway.v1.DeliveryR\n" +
-	"deliveries\"\x99\x01\n" +
+	"deliveries\x12)\n" +
+	"\x10confirm_sessions\x18\x05 \x03(\x04R\x0fconfirmSessions\"\xab\x01\n" +
 	"\bDelivery\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\fR\amessage\x12 \n" +
 	"\vunmoderated\x18\x03 \x01(\bR\vunmoderated\x12\x1f\n" +
 	"\vsession_ids\x18\x04 \x03(\x04R\n" +
 	"sessionIds\x12 \n" +
-	"\vtraceparent\x18\x05 \x01(\tR\vtraceparent\"\xa8\x01\n" +
+	"\vtraceparent\x18\x05 \x01(\tR\vtraceparent\x12\x10\n" +
+	"\x03key\x18\x06 \x01(\fR\x03key\"\xa8\x01\n" +
 	"\x0fDeliverResponse\x12)\n" +
 	"\x10answered_through\x18\x01 \x01(\x04R\x0fansweredThrough\x124\n" +
 	"\brefusals\x18\x02 \x03(\v2\x18.mics.gateway.v1.RefusalR\brefusals\x124\n" +
@@ -1326,13 +1381,17 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"session_id\x18\x02 \x01(\x04R\tsessionId\x12\x1d\n" +
 	"\n" +
 	"close_code\x18\x03 \x01(\x05R\tcloseCode\x12!\n" +
-	"\fclose_reason\x18\x04 \x01(\tR\vcloseReason\"h\n" +
+	"\fclose_reason\x18\x04 \x01(\tR\vcloseReason\"\x89\x01\n" +
 	"\x10HandoverResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12>\n" +
-	"\vundelivered\x18\x02 \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\vundelivered\"I\n" +
+	"\vundelivered\x18\x02 \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\vundelivered\x12\x1f\n" +
+	"\vrecent_keys\x18\x03 \x01(\fR\n" +
+	"recentKeys\"k\n" +
 	"\vUndelivered\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\fR\amessage\x12 \n" +
-	"\vunmoderated\x18\x02 \x01(\bR\vunmoderated\"]\n" +
+	"\vunmoderated\x18\x02 \x01(\bR\vunmoderated\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\fR\x03key\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\x04R\x02id\"]\n" +
 	"\x0fSessionsRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x14\n" +

@@ -409,8 +409,13 @@ type OpenSessionResponse struct {
 	Epoch                   uint64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	HeartbeatTimeoutSeconds uint32 `protobuf:"varint,5,opt,name=heartbeat_timeout_seconds,json=heartbeatTimeoutSeconds,proto3" json:"heartbeat_timeout_seconds,omitempty"`
 	// What was kept for this device, to be delivered before anything else.
-	Backlog       []*v1.Undelivered `protobuf:"bytes,6,rep,name=backlog,proto3" json:"backlog,omitempty"`
-	TraceId       string            `protobuf:"bytes,7,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	Backlog []*v1.Undelivered `protobuf:"bytes,6,rep,name=backlog,proto3" json:"backlog,omitempty"`
+	TraceId string            `protobuf:"bytes,7,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	// The home router, which keeps the copies of the backlog.
+	RouterId          string `protobuf:"bytes,8,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
+	RouterIncarnation uint64 `protobuf:"varint,9,opt,name=router_incarnation,json=routerIncarnation,proto3" json:"router_incarnation,omitempty"`
+	// HandoverResponse.recent_keys of the session that this one replaces.
+	RecentKeys    []byte `protobuf:"bytes,10,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -492,6 +497,27 @@ func (x *OpenSessionResponse) GetTraceId() string {
 		return x.TraceId
 	}
 	return ""
+}
+
+func (x *OpenSessionResponse) GetRouterId() string {
+	if x != nil {
+		return x.RouterId
+	}
+	return ""
+}
+
+func (x *OpenSessionResponse) GetRouterIncarnation() uint64 {
+	if x != nil {
+		return x.RouterIncarnation
+	}
+	return 0
+}
+
+func (x *OpenSessionResponse) GetRecentKeys() []byte {
+	if x != nil {
+		return x.RecentKeys
+	}
+	return nil
 }
 
 type SessionRefusal struct {
@@ -608,7 +634,10 @@ type ClosedSession struct {
 	Stage       ClosedSession_Stage    `protobuf:"varint,6,opt,name=stage,proto3,enum=mics.router.v1.ClosedSession_Stage" json:"stage,omitempty"`
 	Undelivered []*v1.Undelivered      `protobuf:"bytes,7,rep,name=undelivered,proto3" json:"undelivered,omitempty"`
 	// The WebSocket close code, 1006 when there was none.
-	CloseCode     int32 `protobuf:"varint,8,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	CloseCode int32 `protobuf:"varint,8,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	// The gateway never got an answer to OpenSession, and so no backlog; its home
+	// may have admitted it. User, device and epoch are unknown then.
+	NeverOpened   bool `protobuf:"varint,9,opt,name=never_opened,json=neverOpened,proto3" json:"never_opened,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -697,6 +726,13 @@ func (x *ClosedSession) GetCloseCode() int32 {
 		return x.CloseCode
 	}
 	return 0
+}
+
+func (x *ClosedSession) GetNeverOpened() bool {
+	if x != nil {
+		return x.NeverOpened
+	}
+	return false
 }
 
 type CloseSessionsResponse struct {
@@ -1165,12 +1201,16 @@ func (x *AdmitRequest) GetTraceparent() string {
 }
 
 type AdmitResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Refusal       *SessionRefusal        `protobuf:"bytes,1,opt,name=refusal,proto3" json:"refusal,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Backlog       []*v1.Undelivered      `protobuf:"bytes,3,rep,name=backlog,proto3" json:"backlog,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Refusal *SessionRefusal        `protobuf:"bytes,1,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Epoch   uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Backlog []*v1.Undelivered      `protobuf:"bytes,3,rep,name=backlog,proto3" json:"backlog,omitempty"`
+	// As in OpenSessionResponse.
+	RouterId          string `protobuf:"bytes,4,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
+	RouterIncarnation uint64 `protobuf:"varint,5,opt,name=router_incarnation,json=routerIncarnation,proto3" json:"router_incarnation,omitempty"`
+	RecentKeys        []byte `protobuf:"bytes,6,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *AdmitResponse) Reset() {
@@ -1220,6 +1260,27 @@ func (x *AdmitResponse) GetEpoch() uint64 {
 func (x *AdmitResponse) GetBacklog() []*v1.Undelivered {
 	if x != nil {
 		return x.Backlog
+	}
+	return nil
+}
+
+func (x *AdmitResponse) GetRouterId() string {
+	if x != nil {
+		return x.RouterId
+	}
+	return ""
+}
+
+func (x *AdmitResponse) GetRouterIncarnation() uint64 {
+	if x != nil {
+		return x.RouterIncarnation
+	}
+	return 0
+}
+
+func (x *AdmitResponse) GetRecentKeys() []byte {
+	if x != nil {
+		return x.RecentKeys
 	}
 	return nil
 }
@@ -1277,7 +1338,9 @@ type BufferEntry struct {
 	Message     []byte   `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	Unmoderated bool     `protobuf:"varint,5,opt,name=unmoderated,proto3" json:"unmoderated,omitempty"`
 	// Handed back by a closing session: older than what is there already.
-	Front         bool `protobuf:"varint,6,opt,name=front,proto3" json:"front,omitempty"`
+	Front bool `protobuf:"varint,6,opt,name=front,proto3" json:"front,omitempty"`
+	// As in Delivery: an entry that is there already is kept once.
+	Key           []byte `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1354,6 +1417,13 @@ func (x *BufferEntry) GetFront() bool {
 	return false
 }
 
+func (x *BufferEntry) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 type BufferResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One per entry, in order.
@@ -1424,7 +1494,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x05token\x18\x04 \x01(\tB\x03\x80\x01\x01R\x05token\x12\x1b\n" +
 	"\tdevice_id\x18\x05 \x01(\tR\bdeviceId\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\rR\aversion\x12 \n" +
-	"\vtraceparent\x18\a \x01(\tR\vtraceparent\"\xaa\x02\n" +
+	"\vtraceparent\x18\a \x01(\tR\vtraceparent\"\x97\x03\n" +
 	"\x13OpenSessionResponse\x128\n" +
 	"\arefusal\x18\x01 \x01(\v2\x1e.mics.router.v1.SessionRefusalR\arefusal\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
@@ -1432,14 +1502,19 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12:\n" +
 	"\x19heartbeat_timeout_seconds\x18\x05 \x01(\rR\x17heartbeatTimeoutSeconds\x126\n" +
 	"\abacklog\x18\x06 \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\abacklog\x12\x19\n" +
-	"\btrace_id\x18\a \x01(\tR\atraceId\"G\n" +
+	"\btrace_id\x18\a \x01(\tR\atraceId\x12\x1b\n" +
+	"\trouter_id\x18\b \x01(\tR\brouterId\x12-\n" +
+	"\x12router_incarnation\x18\t \x01(\x04R\x11routerIncarnation\x12\x1f\n" +
+	"\vrecent_keys\x18\n" +
+	" \x01(\fR\n" +
+	"recentKeys\"G\n" +
 	"\x0eSessionRefusal\x12\x1d\n" +
 	"\n" +
 	"close_code\x18\x01 \x01(\x05R\tcloseCode\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x88\x01\n" +
 	"\x14CloseSessionsRequest\x125\n" +
 	"\agateway\x18\x01 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\agateway\x129\n" +
-	"\bsessions\x18\x02 \x03(\v2\x1d.mics.router.v1.ClosedSessionR\bsessions\"\xf5\x02\n" +
+	"\bsessions\x18\x02 \x03(\v2\x1d.mics.router.v1.ClosedSessionR\bsessions\"\x98\x03\n" +
 	"\rClosedSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\x04R\tsessionId\x12\x1b\n" +
@@ -1450,7 +1525,8 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x05stage\x18\x06 \x01(\x0e2#.mics.router.v1.ClosedSession.StageR\x05stage\x12>\n" +
 	"\vundelivered\x18\a \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\vundelivered\x12\x1d\n" +
 	"\n" +
-	"close_code\x18\b \x01(\x05R\tcloseCode\"B\n" +
+	"close_code\x18\b \x01(\x05R\tcloseCode\x12!\n" +
+	"\fnever_opened\x18\t \x01(\bR\vneverOpened\"B\n" +
 	"\x05Stage\x12\x15\n" +
 	"\x11STAGE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTAGE_RELEASE\x10\x01\x12\x0f\n" +
@@ -1485,13 +1561,17 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\tdevice_id\x18\x05 \x01(\tR\bdeviceId\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\rR\aversion\x12(\n" +
 	"\rtenant_config\x18\a \x01(\fB\x03\x80\x01\x01R\ftenantConfig\x12 \n" +
-	"\vtraceparent\x18\b \x01(\tR\vtraceparent\"\x97\x01\n" +
+	"\vtraceparent\x18\b \x01(\tR\vtraceparent\"\x84\x02\n" +
 	"\rAdmitResponse\x128\n" +
 	"\arefusal\x18\x01 \x01(\v2\x1e.mics.router.v1.SessionRefusalR\arefusal\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x126\n" +
-	"\abacklog\x18\x03 \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\abacklog\"F\n" +
+	"\abacklog\x18\x03 \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\abacklog\x12\x1b\n" +
+	"\trouter_id\x18\x04 \x01(\tR\brouterId\x12-\n" +
+	"\x12router_incarnation\x18\x05 \x01(\x04R\x11routerIncarnation\x12\x1f\n" +
+	"\vrecent_keys\x18\x06 \x01(\fR\n" +
+	"recentKeys\"F\n" +
 	"\rBufferRequest\x125\n" +
-	"\aentries\x18\x01 \x03(\v2\x1b.mics.router.v1.BufferEntryR\aentries\"\xb4\x01\n" +
+	"\aentries\x18\x01 \x03(\v2\x1b.mics.router.v1.BufferEntryR\aentries\"\xc6\x01\n" +
 	"\vBufferEntry\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1d\n" +
@@ -1499,7 +1579,8 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"device_ids\x18\x03 \x03(\tR\tdeviceIds\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\fR\amessage\x12 \n" +
 	"\vunmoderated\x18\x05 \x01(\bR\vunmoderated\x12\x14\n" +
-	"\x05front\x18\x06 \x01(\bR\x05front\"\xad\x01\n" +
+	"\x05front\x18\x06 \x01(\bR\x05front\x12\x10\n" +
+	"\x03key\x18\a \x01(\fR\x03key\"\xad\x01\n" +
 	"\x0eBufferResponse\x12?\n" +
 	"\aresults\x18\x01 \x03(\x0e2%.mics.router.v1.BufferResponse.ResultR\aresults\"Z\n" +
 	"\x06Result\x12\x16\n" +
