@@ -205,7 +205,9 @@ func (clientErrors) WrapStreamingHandler(next connect.StreamingHandlerFunc) conn
 
 // Operate adds /healthz, /readyz and /metrics (CONTRACT section 4). notReady
 // returns the reasons why the process cannot do its work; none means ready.
-func Operate(mux *http.ServeMux, metrics http.Handler, notReady func() []string) {
+// degraded, if given, returns what it does its work without: /readyz tells it,
+// and the process is ready all the same.
+func Operate(mux *http.ServeMux, metrics http.Handler, notReady func() []string, degraded ...func() []string) {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})
@@ -215,10 +217,15 @@ func Operate(mux *http.ServeMux, metrics http.Handler, notReady func() []string)
 		if len(reasons) > 0 {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
+		var without []string
+		for _, f := range degraded {
+			without = append(without, f()...)
+		}
 		_ = json.NewEncoder(w).Encode(struct {
-			Ready   bool     `json:"ready"`
-			Reasons []string `json:"reasons,omitempty"`
-		}{len(reasons) == 0, reasons})
+			Ready    bool     `json:"ready"`
+			Reasons  []string `json:"reasons,omitempty"`
+			Degraded []string `json:"degraded,omitempty"`
+		}{len(reasons) == 0, reasons, without})
 	})
 	mux.Handle("GET /metrics", metrics)
 }

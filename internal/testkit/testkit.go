@@ -2,11 +2,9 @@
 package testkit
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"testing"
 	"time"
 
@@ -16,6 +14,24 @@ import (
 // Main runs a package's tests and fails if a goroutine is left.
 func Main(m *testing.M) {
 	goleak.VerifyTestMain(m)
+}
+
+// MainWithin is Main for a package that uses a library whose goroutines end by
+// themselves, but only some time after everything was closed.
+func MainWithin(m *testing.M, grace time.Duration) {
+	code := m.Run()
+	deadline := time.Now().Add(grace)
+	for code == 0 {
+		err := goleak.Find() // waits a little itself
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			fmt.Fprintf(os.Stderr, "goroutines are left after %v: %v\n", grace, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
 
 // Eventually waits until cond holds; what is named in the failure. The bound is
@@ -40,39 +56,4 @@ func FreePort(t testing.TB) int {
 	}
 	defer func() { _ = ln.Close() }()
 	return ln.Addr().(*net.TCPAddr).Port
-}
-
-// Redis starts a real redis-server on a free loopback port and returns its
-// address; it ends with the test. Without the program the test is skipped, or
-// fails where MICS_REQUIRE_REDIS is set, as `make test` does.
-func Redis(t testing.TB) string {
-	t.Helper()
-	bin, err := exec.LookPath("redis-server")
-	if err != nil {
-		if os.Getenv("MICS_REQUIRE_REDIS") != "" {
-			t.Fatal("redis-server is not installed")
-		}
-		t.Skip("SKIPPED: redis-server is not installed (Debian package redis-server)")
-	}
-	port := FreePort(t)
-	cmd := exec.Command(bin, "--port", fmt.Sprint(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir())
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	addr := fmt.Sprintf("127.0.0.1:%d", port)
-	Eventually(t, "redis-server answers", func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
-		if err != nil {
-			return false
-		}
-		_ = c.Close()
-		return true
-	})
-	return addr
 }

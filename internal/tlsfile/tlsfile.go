@@ -1,0 +1,225 @@
+// Package tlsfile serves TLS with a certificate that is kept in files and
+// renewed there while the process runs.
+package tlsfile
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/mics-im/mics/internal/config"
+)
+
+// maxFile bounds a file, in bytes: chains and bundles are far below it.
+const maxFile = 1 << 20
+
+// Options name the files, in PEM.
+type Options struct {
+	Cert string // the certificate, then its intermediates
+	Key  string // its private key
+	// ClientCA holds the authorities whose certificates clients must present
+	// (mutual TLS). Empty: clients present none.
+	ClientCA string
+}
+
+// Files is a certificate and what clients are checked against, as of the last
+// version of the files that was good. Safe for concurrent use.
+type Files struct {
+	opts    Options
+	log     *slog.Logger
+	current atomic.Pointer[material]
+	version [sha256.Size]byte // of the files as last read; owned by Open, then by the watch
+	watch   *watch
+}
+
+// material is one version of the files. It is not modified.
+type material struct {
+	cert    *tls.Certificate
+	clients *x509.CertPool // nil: not asked for
+}
+
+// New is Open without client certificates.
+func New(certFile, keyFile string, log *slog.Logger) (*Files, error) {
+	return Open(Options{Cert: certFile, Key: keyFile}, log)
+}
+
+// Open reads the files and watches them until Close. An error names the file and
+// wraps config.ErrInvalid. log may be nil.
+//
+// A later version is taken as a whole (tls_certificate_loaded) or refused as a
+// whole (tls_certificate_refused, once for each); then the one before stays.
+// Nothing but new handshakes sees a change.
+func Open(o Options, log *slog.Logger) (*Files, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	f := &Files{opts: o, log: log}
+	if o.Cert == "" || o.Key == "" {
+		return nil, fmt.Errorf("%w: a certificate and its key are needed", config.ErrInvalid)
+	}
+	names := []string{o.Cert, o.Key}
+	if o.ClientCA != "" {
+		names = append(names, o.ClientCA)
+	}
+	w, err := newWatch(names...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: watch the certificate: %w", config.ErrInvalid, err)
+	}
+	f.watch = w
+	if _, err := f.reload(); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", config.ErrInvalid, err), w.close())
+	}
+	f.logLoaded()
+	w.start(f.look, func(err error) { f.log.Warn("tls_certificate_watch", "err", err) })
+	return f, nil
+}
+
+// Close ends the watching and waits for it; what was loaded last is served on.
+func (f *Files) Close() error { return f.watch.close() }
+
+// Config returns a server's configuration, a new one for each call, which the
+// caller may add to: NextProtos is empty. The files' current version is used in
+// each handshake.
+//
+// With Options.ClientCA clients must present a certificate of one of its
+// authorities that is good for client authentication; resumed sessions are
+// checked too. Afterwards ConnectionState.PeerCertificates[0] is verified;
+// VerifiedChains is empty.
+func (f *Files) Config() *tls.Config {
+	c := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return f.current.Load().cert, nil
+		},
+	}
+	if f.opts.ClientCA != "" {
+		// Not ClientCAs, which could not change, and not GetConfigForClient, whose
+		// result would lose what the caller has added.
+		c.ClientAuth = tls.RequireAnyClientCert
+		c.VerifyConnection = f.verifyClient
+	}
+	return c
+}
+
+func (f *Files) verifyClient(cs tls.ConnectionState) error {
+	if len(cs.PeerCertificates) == 0 {
+		return errors.New("no client certificate")
+	}
+	opts := x509.VerifyOptions{
+		Roots:         f.current.Load().clients,
+		Intermediates: x509.NewCertPool(),
+		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	for _, c := range cs.PeerCertificates[1:] {
+		opts.Intermediates.AddCert(c)
+	}
+	if _, err := cs.PeerCertificates[0].Verify(opts); err != nil {
+		return &tls.CertificateVerificationError{UnverifiedCertificates: cs.PeerCertificates, Err: err}
+	}
+	return nil
+}
+
+// look takes a new version of the files if there is one.
+func (f *Files) look() {
+	switch changed, err := f.reload(); {
+	case err != nil:
+		f.log.Error("tls_certificate_refused", "err", err, "kept_not_after", f.current.Load().cert.Leaf.NotAfter)
+	case changed:
+		f.logLoaded()
+	}
+}
+
+func (f *Files) logLoaded() {
+	leaf := f.current.Load().cert.Leaf
+	sum := sha256.Sum256(leaf.Raw)
+	level := slog.LevelInfo
+	if time.Now().After(leaf.NotAfter) {
+		level = slog.LevelWarn // taken: it is what the operator has
+	}
+	f.log.Log(context.Background(), level, "tls_certificate_loaded", "file", f.opts.Cert,
+		"sha256", hex.EncodeToString(sum[:]), "not_after", leaf.NotAfter)
+}
+
+// reload reads the files and tells whether they differ from the last reading. It
+// is called by one goroutine at a time.
+func (f *Files) reload() (changed bool, err error) {
+	cert, certErr := readFile(f.opts.Cert)
+	key, keyErr := readFile(f.opts.Key)
+	var ca []byte
+	var caErr error
+	if f.opts.ClientCA != "" {
+		ca, caErr = readFile(f.opts.ClientCA)
+	}
+	err = errors.Join(certErr, keyErr, caErr)
+	// A failure to read counts as a version too: it is worth one log line.
+	version := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %v", cert, key, ca, err))
+	if version == f.version {
+		return false, nil
+	}
+	f.version = version
+	if err != nil {
+		return true, err
+	}
+	m := new(material)
+	pair, err := tls.X509KeyPair(cert, key) // its errors quote nothing
+	if err != nil {
+		return true, fmt.Errorf("%s with %s: %w", f.opts.Cert, f.opts.Key, err)
+	}
+	m.cert = &pair
+	if f.opts.ClientCA != "" {
+		if m.clients, err = parsePool(ca); err != nil {
+			return true, fmt.Errorf("%s: %w", f.opts.ClientCA, err)
+		}
+	}
+	f.current.Store(m)
+	return true, nil
+}
+
+func readFile(name string) ([]byte, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	b, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	if err == nil && len(b) > maxFile {
+		err = fmt.Errorf("%s: larger than %d bytes", name, maxFile)
+	}
+	return b, err
+}
+
+// parsePool reads certificates. Unlike AppendCertsFromPEM it skips none: an
+// authority that is silently missing locks clients out.
+func parsePool(b []byte) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	n := 0
+	for {
+		var block *pem.Block
+		if block, b = pem.Decode(b); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, errors.New("there is something else than certificates")
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		pool.AddCert(c)
+		n++
+	}
+	if n == 0 {
+		return nil, errors.New("there is no certificate")
+	}
+	return pool, nil
+}
