@@ -1,7 +1,9 @@
 // Package dispatch brings messages to devices: live ones through the stream to
 // their gateway, absent ones into the offline buffer. It keeps a sender's order
-// to every recipient while routes change, and looks again, a bounded number of
-// times, when a gateway says that a session is not (or no longer) there.
+// to every recipient while routes change, looks again, a bounded number of
+// times, when a gateway says that a session is not (or no longer) there, and
+// keeps a copy of what a gateway has accepted until the gateway confirms it: a
+// gateway that dies loses nothing (DESIGN section 5).
 package dispatch
 
 import (
@@ -18,6 +20,9 @@ type Message struct {
 	Bytes       []byte // a serialized MessageRequest; never modified
 	Unmoderated bool
 	TraceParent string
+	// Key names the message to whoever has to recognise a repeat; zero: nobody
+	// can.
+	Key [16]byte
 }
 
 // Recipient is a user and the records found for him, possibly from a cache.
@@ -92,8 +97,13 @@ type Hooks struct {
 	Refused func(reason string)
 	// Forwarded measures a delivery from its queue to the gateway's answer.
 	Forwarded func(d time.Duration, targets int)
-	// ForwardFailed counts deliveries that no gateway took at all.
+	// ForwardFailed counts deliveries that a gateway which is gone had not taken.
 	ForwardFailed func()
+	// Recovered counts copies that a gateway had accepted and not confirmed when
+	// it was gone: they are delivered again.
+	Recovered func(n int)
+	// Lost counts copies that were promised and could not be kept.
+	Lost func()
 }
 
 // Options configure a Dispatcher; all are required.
@@ -161,29 +171,21 @@ func (d *Dispatcher) Send(j Job) {
 		it := item{msg: j.Message, tracker: t, user: i}
 		s := d.shard(r.Key)
 		s.mu.Lock()
-		f := s.users[r.Key]
-		if f == nil {
-			f = &flow{key: r.Key}
-			s.users[r.Key] = f
-		}
-		d.submit(f, it, r.Records, &out)
+		d.submit(s.flow(r.Key), it, r.Records, &out)
 		s.mu.Unlock()
 	}
 	out.flush()
 	t.finish(t.all, 0) // the job's own hold on the tracker
 }
 
-// SendTo delivers a message to one live session's device only, or into its
-// buffer if it has left; for messages pulled for that device.
+// SendTo delivers a message to one device only, or into its buffer if it has
+// left; for messages pulled for, or handed back by, that device. It looks the
+// device up afresh.
 func (d *Dispatcher) SendTo(key route.DeviceKey, m *Message, done func(Result)) {
 	t := newTracker(1, 0, done)
 	s := d.shard(key.UserKey)
 	s.mu.Lock()
-	f := s.users[key.UserKey]
-	if f == nil {
-		f = &flow{key: key.UserKey}
-		s.users[key.UserKey] = f
-	}
+	f := s.flow(key.UserKey)
 	t.hold()
 	f.waiting = append(f.waiting, item{msg: m, tracker: t, device: key.Device})
 	d.settle(f)
@@ -191,8 +193,30 @@ func (d *Dispatcher) SendTo(key route.DeviceKey, m *Message, done func(Result)) 
 	t.finish(t.all, 0)
 }
 
+// HeldCopies is how many copies wait for a confirm.
+func (d *Dispatcher) HeldCopies() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := int64(0)
+	for _, l := range d.links {
+		n += int64(l.size())
+	}
+	return n
+}
+
 func (d *Dispatcher) shard(key route.UserKey) *shard {
 	return &d.shards[maphash.Comparable(d.seed, key)%shardCount]
+}
+
+// flow returns the user's flow, a new one if nothing is under way for him. The
+// shard is locked; whoever adds nothing to a new one must forget it.
+func (s *shard) flow(key route.UserKey) *flow {
+	f := s.users[key]
+	if f == nil {
+		f = &flow{key: key}
+		s.users[key] = f
+	}
+	return f
 }
 
 // link returns the stream to a gateway, nil if the gateway is not known.

@@ -8,20 +8,30 @@ import (
 	"github.com/mics-im/mics/router/internal/route"
 )
 
-// A flow exists for a user while something for him is under way. It keeps order
-// over changes of route:
+// A flow exists for a user while something for him is under way: not answered
+// yet, or accepted and not confirmed. It keeps the order to each device over
+// changes of route:
 //
-//   - a message goes out at once if everything under way goes to the same places;
-//   - else, and after a refusal, it waits until all that is under way has been
-//     answered; then the user is looked up afresh and what was refused goes first.
+//   - a message goes out at once to a device if everything under way to that
+//     device goes to the same place;
+//   - else, and after a refusal, that device's copy waits until what is under way
+//     has been answered and, if the device is elsewhere now, confirmed or given
+//     back; then the user is looked up afresh and what was refused goes first.
+//
+// So a device that comes back elsewhere before its dead gateway's lease has run
+// out waits for what that gateway had accepted, and gets it first.
 //
 // A flow is guarded by its shard's mu.
 type flow struct {
 	key      route.UserKey
 	underWay []place
 	refused  []item // in the order of their first try
-	waiting  []item // came later than all that is under way or refused
+	waiting  []item // came later, for the same device, than all that is under way or refused
 	settling bool   // a goroutine is looking the user up
+	// gated is the device whose backlog is being made up; nothing new goes to it.
+	// quiet is closed when no entry is on its way into the buffer any more.
+	gated string
+	quiet chan struct{}
 }
 
 // place is where copies are under way to. The zero loc is the offline buffer;
@@ -29,19 +39,28 @@ type flow struct {
 type place struct {
 	device string
 	loc    route.Location
-	n      int
+	n      int // not answered
+	held   int // accepted, not confirmed
 }
+
+func (p place) buffer() bool { return p.loc == route.Location{} }
 
 // item is one message for one user, or for one of his devices.
 type item struct {
-	msg      *Message
+	msg *Message
+	// tracker waits for the item; nil when it had been accepted once, so that
+	// its sender may think it is SENT: it is not given up then.
 	tracker  *tracker
 	user     int // index in the tracker
 	device   string
 	attempts int            // refusals in all
 	at       route.Location // where it was refused last
 	same     int            // refusals in a row there
+	behind   route.Location // copies held there must be confirmed first; zero: none
 }
+
+// everything says that an item waits until nothing at all is under way.
+var everything = route.Location{Session: 1<<64 - 1}
 
 const (
 	// maxSame is how often one session may be looked up afresh and refused: with
@@ -54,6 +73,8 @@ const (
 	maxAttempts = 50
 	// lookupTimeout bounds one look into the store.
 	lookupTimeout = 2 * time.Second
+	// storePause is the wait before another look when the store did not answer.
+	storePause = 200 * time.Millisecond
 )
 
 func pause(attempts int) time.Duration {
@@ -65,98 +86,163 @@ func pause(attempts int) time.Duration {
 
 // submit sends it along, or lets it wait for the next look-up.
 func (d *Dispatcher) submit(f *flow, it item, records []route.Record, out *outbox) {
-	if f.settling || !d.try(f, it, records, out) {
+	if f.settling || f.unresolved() {
 		it.tracker.hold()
 		f.waiting = append(f.waiting, it)
-		d.settle(f)
+	} else {
+		d.try(f, it, records, out)
 	}
+	d.settle(f)
 	d.forget(f)
 }
 
-// try puts the item under way unless it would overtake something.
-func (d *Dispatcher) try(f *flow, it item, records []route.Record, out *outbox) bool {
+// unresolved tells that an item waits whose devices are not known: everything
+// later waits behind it.
+func (f *flow) unresolved() bool {
+	whole := func(it item) bool { return it.device == "" }
+	return slices.ContainsFunc(f.refused, whole) || slices.ContainsFunc(f.waiting, whole)
+}
+
+// try puts the item under way to every device of its plan that it does not
+// overtake anything to; for the others it goes on waiting, one by one.
+func (d *Dispatcher) try(f *flow, it item, records []route.Record, out *outbox) {
+	it.behind = route.Location{}
 	plan := route.PlanFor(records, it.device, d.opts.Directory.Alive, time.Now())
-	if len(f.refused) > 0 || len(f.waiting) > 0 || !f.compatible(plan) {
-		return false
-	}
-	d.route(f, it, plan, out)
-	return true
-}
-
-// compatible reports whether a message with this plan can follow what is under
-// way without overtaking it. Entries for the buffer go one at a time: a device
-// may come and leave again between two, and the first would be refused and the
-// second kept. Sessions are simpler, one that refused never accepts again.
-func (f *flow) compatible(p route.Plan) bool {
-	for _, u := range f.underWay {
-		if u.loc == (route.Location{}) {
-			return false
+	if plan.Nobody() {
+		if len(f.underWay) > 0 || len(f.refused)+len(f.waiting) > 0 {
+			f.wait(it, it.device, everything)
+			return
 		}
-		same := slices.ContainsFunc(p.Live, func(r route.Record) bool { return r.Device == u.device && r.Location() == u.loc })
-		if !same && (p.Nobody() || p.Includes(u.device)) {
-			return false
-		}
+		d.buffer(f, it, nil, out)
+		return
 	}
-	return true
-}
-
-// route puts the item under way to every place of the plan.
-func (d *Dispatcher) route(f *flow, it item, p route.Plan, out *outbox) {
-	for _, r := range p.Live {
+	for _, r := range plan.Live {
+		if ok, behind := f.follows(r.Device, r.Location()); !ok {
+			f.wait(it, r.Device, behind)
+			continue
+		}
 		it.tracker.hold()
-		f.add(r.Device, r.Location())
+		f.at(r.Device, r.Location()).n++
 		one := it
 		one.device = r.Device
 		out.live(f, r, one)
 	}
-	if len(p.Live) > 0 && len(p.Absent) == 0 {
+	if len(plan.Absent) == 0 {
 		return
 	}
-	if len(p.Live) == 0 && it.device == "" && !it.tracker.mayBuffer() {
+	var absent []string
+	for _, device := range plan.Absent {
+		if ok, behind := f.follows(device, route.Location{}); ok {
+			absent = append(absent, device)
+		} else {
+			f.wait(it, device, behind)
+		}
+	}
+	if len(absent) == 0 {
+		return
+	}
+	if len(plan.Live) == 0 && it.device == "" && !it.tracker.mayBuffer() {
+		it.tracker.note(it.user, skipped)
+		return
+	}
+	d.buffer(f, it, absent, out)
+}
+
+// buffer puts one entry under way.
+func (d *Dispatcher) buffer(f *flow, it item, devices []string, out *outbox) {
+	if len(devices) == 0 && it.device == "" && !it.tracker.mayBuffer() {
 		it.tracker.note(it.user, skipped)
 		return
 	}
 	it.tracker.hold()
-	devices := p.Absent
 	if len(devices) == 0 {
-		f.add("", route.Location{})
+		f.at("", route.Location{}).n++
 	}
-	for _, a := range devices {
-		f.add(a, route.Location{})
+	for _, device := range devices {
+		f.at(device, route.Location{}).n++
 	}
 	out.absent(f, devices, it)
 }
 
-func (f *flow) add(device string, loc route.Location) {
-	for i := range f.underWay {
-		if f.underWay[i].device == device && f.underWay[i].loc == loc {
-			f.underWay[i].n++
-			return
+// follows reports whether a message for the device that goes to loc can follow
+// what is under way without overtaking it; if it only has to wait for confirms
+// it says from where. Entries for the buffer go one at a time: a device may come
+// and leave again between two, and the first would be refused and the second
+// kept. Sessions are simpler, one that refused never accepts again.
+func (f *flow) follows(device string, loc route.Location) (ok bool, behind route.Location) {
+	mine := func(it item) bool { return it.device == device || it.device == "" }
+	if f.gated == device {
+		return false, route.Location{}
+	}
+	if slices.ContainsFunc(f.refused, mine) || slices.ContainsFunc(f.waiting, mine) {
+		return false, route.Location{}
+	}
+	for _, u := range f.underWay {
+		switch {
+		case u.buffer() && (loc == route.Location{} || u.device == "" || u.device == device):
+			return false, route.Location{}
+		case u.device != device || u.loc == loc:
+		case u.n > 0:
+			return false, route.Location{}
+		default:
+			behind = u.loc
 		}
 	}
-	f.underWay = append(f.underWay, place{device, loc, 1})
+	return behind == route.Location{}, behind
 }
 
-func (f *flow) remove(device string, loc route.Location) {
+// wait lets the device's copy of the item wait.
+func (f *flow) wait(it item, device string, behind route.Location) {
+	it.tracker.hold()
+	it.device, it.behind = device, behind
+	f.waiting = append(f.waiting, it)
+}
+
+// at returns the place, which is added if it is not there. It is valid until the
+// flow changes.
+func (f *flow) at(device string, loc route.Location) *place {
 	for i := range f.underWay {
 		if f.underWay[i].device == device && f.underWay[i].loc == loc {
-			if f.underWay[i].n--; f.underWay[i].n == 0 {
-				f.underWay = append(f.underWay[:i], f.underWay[i+1:]...)
-			}
-			return
+			return &f.underWay[i]
 		}
+	}
+	f.underWay = append(f.underWay, place{device: device, loc: loc})
+	return &f.underWay[len(f.underWay)-1]
+}
+
+// answer ends the way of one copy to a place; a kept one is held there.
+func (f *flow) answer(device string, loc route.Location, keep bool) {
+	p := f.at(device, loc)
+	p.n--
+	if keep {
+		p.held++
+	}
+	f.drop(p)
+}
+
+// release ends the holding of n copies at a place.
+func (f *flow) release(device string, loc route.Location, n int) {
+	p := f.at(device, loc)
+	p.held -= n
+	f.drop(p)
+}
+
+func (f *flow) drop(p *place) {
+	if p.n == 0 && p.held == 0 {
+		f.underWay = slices.DeleteFunc(f.underWay, func(u place) bool { return u.n == 0 && u.held == 0 })
 	}
 }
 
 // forget drops a flow with nothing under way.
 func (d *Dispatcher) forget(f *flow) {
-	if len(f.underWay)+len(f.refused)+len(f.waiting) == 0 && !f.settling {
+	if len(f.underWay)+len(f.refused)+len(f.waiting) == 0 && !f.settling && f.gated == "" {
 		delete(d.shard(f.key).users, f.key)
 	}
 }
 
 // answered ends the way of one copy: to one live device, or of one buffer entry
-// to its devices. A refused one is tried again, each device for itself.
+// to its devices. A refused one is tried again, each device for itself; one that
+// a gateway accepted is held until it is confirmed.
 func (d *Dispatcher) answered(f *flow, devices []string, loc route.Location, it item, refused bool) {
 	s := d.shard(f.key)
 	s.mu.Lock()
@@ -170,8 +256,9 @@ func (d *Dispatcher) answered(f *flow, devices []string, loc route.Location, it 
 	if len(devices) == 0 {
 		devices = []string{""}
 	}
+	held := !refused && loc != route.Location{}
 	for _, dev := range devices {
-		f.remove(dev, loc)
+		f.answer(dev, loc, held)
 		if refused {
 			again := it
 			again.device = dev
@@ -179,13 +266,66 @@ func (d *Dispatcher) answered(f *flow, devices []string, loc route.Location, it 
 			f.refused = append(f.refused, again)
 		}
 	}
+	if f.quiet != nil && !f.buffering() {
+		close(f.quiet)
+		f.quiet = nil
+	}
 	d.settle(f)
 	d.forget(f)
 }
 
-// settle starts the look-up when everything under way has been answered.
+// confirmed ends the holding of one copy.
+func (d *Dispatcher) confirmed(t target, node route.NodeRef) {
+	s := d.shard(t.flow.key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.flow.release(t.item.device, t.loc(node), 1)
+	d.settle(t.flow)
+	d.forget(t.flow)
+}
+
+// ready reports whether looking up the item's user may help it now.
+func (f *flow) ready(it item) bool {
+	if it.behind == everything {
+		return len(f.underWay) == 0
+	}
+	if it.device != "" && it.device == f.gated {
+		return false
+	}
+	for _, u := range f.underWay {
+		if it.device != "" && u.device != "" && it.device != u.device && !u.buffer() {
+			continue
+		}
+		if u.n > 0 || it.behind != (route.Location{}) && u.device == it.device && u.loc == it.behind {
+			return false
+		}
+	}
+	return true
+}
+
+// anyReady reports whether a look-up would get something on. What waits behind
+// another one that waits is not asked: it would go round in circles.
+func (f *flow) anyReady() bool {
+	var blocked []string
+	for _, items := range [2][]item{f.refused, f.waiting} {
+		for _, it := range items {
+			switch {
+			case slices.Contains(blocked, it.device):
+			case f.ready(it):
+				return true
+			case it.device == "":
+				return false
+			default:
+				blocked = append(blocked, it.device)
+			}
+		}
+	}
+	return false
+}
+
+// settle starts the look-up when something that waits could go.
 func (d *Dispatcher) settle(f *flow) {
-	if f.settling || len(f.underWay) > 0 || len(f.refused)+len(f.waiting) == 0 || d.ctx.Err() != nil {
+	if f.settling || len(f.refused)+len(f.waiting) == 0 || d.ctx.Err() != nil || !f.anyReady() {
 		return
 	}
 	f.settling = true
@@ -206,14 +346,15 @@ func (d *Dispatcher) resettle(f *flow) {
 		}
 	}
 	s.mu.Unlock()
-	select {
-	case <-time.After(pause(attempts)):
-	case <-d.ctx.Done():
+	if !d.sleep(pause(attempts)) {
 		return
 	}
 	records, err := d.lookup(f.key)
 	if err == nil && len(wrong) > 0 {
 		records, err = d.disown(f.key, records, wrong)
+	}
+	if err != nil && !d.sleep(storePause) {
+		return
 	}
 
 	s.mu.Lock()
@@ -222,11 +363,17 @@ func (d *Dispatcher) resettle(f *flow) {
 	out := outbox{d: d}
 	for _, it := range items {
 		switch {
-		case err != nil || it.attempts >= maxAttempts:
+		case err != nil && it.tracker == nil:
+			f.wait(it, it.device, route.Location{})
+		case err != nil, it.attempts >= maxAttempts:
 			it.tracker.note(it.user, skipped)
-		case !d.try(f, it, records, &out):
-			it.tracker.hold()
-			f.waiting = append(f.waiting, it)
+			if it.tracker == nil {
+				d.opts.Hooks.Lost()
+			}
+		case f.unresolved():
+			f.wait(it, it.device, route.Location{})
+		default:
+			d.try(f, it, records, &out)
 		}
 	}
 	s.mu.Unlock()
@@ -241,6 +388,21 @@ func (d *Dispatcher) resettle(f *flow) {
 	s.mu.Unlock()
 	for _, it := range items {
 		it.tracker.finish(it.user, 0)
+	}
+}
+
+// sleep waits; false when the dispatcher ends.
+func (d *Dispatcher) sleep(wait time.Duration) bool {
+	if wait <= 0 {
+		return d.ctx.Err() == nil
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-d.ctx.Done():
+		return false
 	}
 }
 
@@ -259,7 +421,7 @@ func (d *Dispatcher) disown(key route.UserKey, records []route.Record, wrong []i
 			continue
 		}
 		changes = append(changes, route.Change{
-			Key: route.DeviceKey{UserKey: key, Device: r.Device}, Node: r.Node, Epoch: r.Epoch,
+			Key: route.DeviceKey{UserKey: key, Device: r.Device}, Node: r.Node, Epoch: r.Epoch, Session: r.Session,
 			To: route.Ghost, GhostTTL: d.opts.GhostTTL(key.Tenant),
 		})
 	}

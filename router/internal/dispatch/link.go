@@ -1,7 +1,9 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,10 +24,14 @@ type Stream interface {
 type Dialer func(ctx context.Context, node route.Node) Stream
 
 const (
-	// maxUnderWay bounds the deliveries to one gateway that have not been
-	// answered; beyond it a delivery is refused, looked up again and, if that
-	// goes on, not acknowledged.
-	maxUnderWay = 100_000
+	// maxCopies and maxBytes bound what is kept for one gateway: deliveries that
+	// it has not answered and copies that it has not confirmed. Beyond them a
+	// delivery is refused (link_full), looked up again and, if that goes on, not
+	// acknowledged.
+	maxCopies = 200_000
+	maxBytes  = 256 << 20
+	// copyOverhead is what a copy costs besides its share of the message.
+	copyOverhead = 160
 	// maxBatch bounds one stream message.
 	maxBatch      = 1024
 	maxBatchBytes = 4 << 20
@@ -35,7 +41,8 @@ const (
 
 // link is the stream to one gateway incarnation. Deliveries are numbered in the
 // order of push and kept until answered; a new stream sends them again, and the
-// gateway knows by the numbers which it had.
+// gateway knows by the numbers which it had. What the gateway accepted is held
+// until it is confirmed.
 type link struct {
 	d      *Dispatcher
 	node   route.Node
@@ -43,11 +50,25 @@ type link struct {
 	cancel context.CancelFunc
 	wake   chan struct{} // capacity 1
 
-	mu     sync.Mutex
-	queue  []queued // guarded by mu: unanswered, ids consecutive
-	sent   int      // guarded by mu: how many of queue went out on this stream
-	nextID uint64   // guarded by mu
-	closed bool     // guarded by mu
+	mu          sync.Mutex
+	queue       []queued            // guarded by mu: unanswered, ids rising
+	sent        int                 // guarded by mu: how many of queue went out on this stream
+	nextID      uint64              // guarded by mu
+	nextBacklog uint64              // guarded by mu
+	held        map[sequence][]held // guarded by mu: accepted and not confirmed, ids rising
+	copies      int                 // guarded by mu: in queue and held
+	bytes       int                 // guarded by mu: what they cost
+	closed      bool                // guarded by mu
+}
+
+// backlogIDs is where the ids of backlogs begin: a session gets its backlog by
+// another way than the stream, so the two do not come in one order.
+const backlogIDs = 1 << 63
+
+// sequence is what a Confirm is cumulative over.
+type sequence struct {
+	session uint64
+	backlog bool
 }
 
 type queued struct {
@@ -56,18 +77,46 @@ type queued struct {
 	since time.Time
 }
 
+// held is a copy of what a session has accepted.
+type held struct {
+	target
+	id   uint64
+	cost int
+}
+
 func newLink(d *Dispatcher, node route.Node) *link {
-	l := &link{d: d, node: node, wake: make(chan struct{}, 1), nextID: 1}
+	l := &link{d: d, node: node, wake: make(chan struct{}, 1), nextID: 1, nextBacklog: backlogIDs + 1, held: map[sequence][]held{}}
 	l.ctx, l.cancel = context.WithCancel(d.ctx)
 	return l
 }
 
 func (l *link) stop() { l.cancel() }
 
+// size is how many copies are held.
+func (l *link) size() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.copies - len(l.queue)
+}
+
+// cost of one of n copies of the message.
+func cost(m *Message, n int) int { return copyOverhead + (len(m.Bytes)+n-1)/n }
+
+// charge makes room for n copies of the message; false when there is none.
+func (l *link) charge(m *Message, n int) bool {
+	c := n * cost(m, n)
+	if l.closed || l.copies+n > maxCopies || l.bytes+c > maxBytes {
+		return false
+	}
+	l.copies += n
+	l.bytes += c
+	return true
+}
+
 // push queues a delivery; false when the link is full or has ended.
 func (l *link) push(s *sending) bool {
 	l.mu.Lock()
-	if l.closed || len(l.queue) >= maxUnderWay {
+	if !l.charge(s.msg, len(s.targets)) {
 		l.mu.Unlock()
 		return false
 	}
@@ -81,8 +130,35 @@ func (l *link) push(s *sending) bool {
 	return true
 }
 
-// run keeps a stream until the link is stopped; then everything unanswered is
-// refused, and so looked up again.
+// hold keeps copies for a session that gets them by another way; all or none.
+func (l *link) hold(copies []target) (ids []uint64, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, t := range copies {
+		if !l.charge(t.item.msg, 1) {
+			l.uncharge(copies[:i])
+			return nil, false
+		}
+	}
+	for _, t := range copies {
+		at := sequence{t.session, true}
+		ids = append(ids, l.nextBacklog)
+		l.held[at] = append(l.held[at], held{t, l.nextBacklog, cost(t.item.msg, 1)})
+		l.nextBacklog++
+	}
+	return ids, true
+}
+
+func (l *link) uncharge(copies []target) {
+	for _, t := range copies {
+		l.copies--
+		l.bytes -= cost(t.item.msg, 1)
+	}
+}
+
+// run keeps a stream until the link is stopped. Then everything unanswered is
+// refused, and so looked up again, and what had been accepted is delivered
+// again, before it.
 func (l *link) run() {
 	wait := redialFirst
 	for l.ctx.Err() == nil {
@@ -99,13 +175,44 @@ func (l *link) run() {
 	l.closed = true
 	rest := l.queue
 	l.queue = nil
+	var copies []held
+	for _, h := range l.held {
+		copies = append(copies, h...)
+	}
+	clear(l.held)
+	l.copies, l.bytes = 0, 0
 	l.mu.Unlock()
+	inOrder(copies)
+	l.d.recover(l.node.NodeRef, copies)
 	for _, q := range rest {
 		l.d.opts.Hooks.ForwardFailed()
 		for _, t := range q.targets {
 			t.refuse(l.d, l.node.NodeRef)
 		}
 	}
+}
+
+// abandon gives up what is held for a session and returns it.
+func (l *link) abandon(session uint64) []held {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	copies := append(l.confirm(session, 1<<64-1), l.confirm(session, backlogIDs-1)...)
+	inOrder(copies)
+	return copies
+}
+
+// inOrder sorts what is held for sessions into the order in which their devices
+// would have got it: the backlog first.
+func inOrder(copies []held) {
+	slices.SortFunc(copies, func(a, b held) int {
+		if a, b := a.id >= backlogIDs, b.id >= backlogIDs; a != b {
+			if a {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.id, b.id)
+	})
 }
 
 // stream runs one stream to its end and reports whether it got any answer.
@@ -115,6 +222,12 @@ func (l *link) stream() bool {
 	s := l.d.opts.Dial(ctx, l.node)
 	l.mu.Lock()
 	l.sent = 0
+	var unconfirmed []uint64
+	for at := range l.held {
+		if !at.backlog || l.held[sequence{at.session, false}] == nil {
+			unconfirmed = append(unconfirmed, at.session)
+		}
+	}
 	l.mu.Unlock()
 	var received sync.WaitGroup
 	answered := false
@@ -131,6 +244,7 @@ func (l *link) stream() bool {
 	})
 	err := s.Send(&gatewayv1.DeliverRequest{
 		RouterId: l.d.opts.Router.ID, RouterIncarnation: l.d.opts.Router.Incarnation, GatewayIncarnation: l.node.Incarnation,
+		ConfirmSessions: unconfirmed,
 	})
 	for err == nil {
 		batch := l.batch()
@@ -166,6 +280,7 @@ func (l *link) batch() []*gatewayv1.Delivery {
 		}
 		out = append(out, &gatewayv1.Delivery{
 			Id: q.id, Message: q.msg.Bytes, Unmoderated: q.msg.Unmoderated, SessionIds: sessions, Traceparent: q.msg.TraceParent,
+			Key: q.msg.key(),
 		})
 		bytes += len(q.msg.Bytes)
 		l.sent++
@@ -174,8 +289,17 @@ func (l *link) batch() []*gatewayv1.Delivery {
 }
 
 // answer takes one response: all up to its id are answered, the refusals are
-// the exceptions.
+// the exceptions; then come the confirms.
 func (l *link) answer(res *gatewayv1.DeliverResponse) {
+	type session struct{ id, session uint64 }
+	var refused map[session]gatewayv1.Refusal_Reason
+	if len(res.Refusals) > 0 {
+		refused = make(map[session]gatewayv1.Refusal_Reason, len(res.Refusals))
+		for _, r := range res.Refusals {
+			refused[session{r.Id, r.SessionId}] = r.Reason
+		}
+	}
+
 	l.mu.Lock()
 	n := 0
 	for n < len(l.queue) && l.queue[n].id <= res.AnsweredThrough {
@@ -185,13 +309,26 @@ func (l *link) answer(res *gatewayv1.DeliverResponse) {
 	clear(l.queue[:n])
 	l.queue = l.queue[n:]
 	l.sent = max(0, l.sent-n)
+	for _, q := range done {
+		c := cost(q.msg, len(q.targets))
+		for _, t := range q.targets {
+			if _, no := refused[session{q.id, t.session}]; no {
+				l.copies--
+				l.bytes -= c
+				continue
+			}
+			again := t
+			again.item.tracker = nil
+			at := sequence{t.session, false}
+			l.held[at] = append(l.held[at], held{again, q.id, c})
+		}
+	}
+	var confirmed []held
+	for _, c := range res.Confirms {
+		confirmed = append(confirmed, l.confirm(c.SessionId, c.ThroughId)...)
+	}
 	l.mu.Unlock()
 
-	type session struct{ id, session uint64 }
-	refused := make(map[session]gatewayv1.Refusal_Reason, len(res.Refusals))
-	for _, r := range res.Refusals {
-		refused[session{r.Id, r.SessionId}] = r.Reason
-	}
 	now := time.Now()
 	for _, q := range done {
 		l.d.opts.Hooks.Forwarded(now.Sub(q.since), len(q.targets))
@@ -204,4 +341,34 @@ func (l *link) answer(res *gatewayv1.DeliverResponse) {
 			}
 		}
 	}
+	for _, h := range confirmed {
+		l.d.confirmed(h.target, l.node.NodeRef)
+	}
+}
+
+// confirm ends the holding of a session's copies up to an id and returns them.
+// The link is locked.
+func (l *link) confirm(session, through uint64) []held {
+	at := sequence{session, through >= backlogIDs}
+	copies := l.held[at]
+	n := 0
+	for n < len(copies) && copies[n].id <= through {
+		l.copies--
+		l.bytes -= copies[n].cost
+		n++
+	}
+	if n == len(copies) {
+		delete(l.held, at)
+	} else {
+		l.held[at] = copies[n:]
+	}
+	return copies[:n]
+}
+
+// key is the message's name on the wire; nil when it has none.
+func (m *Message) key() []byte {
+	if m.Key == [16]byte{} {
+		return nil
+	}
+	return m.Key[:]
 }

@@ -14,6 +14,10 @@ type outbox struct {
 	msg     *Message
 }
 
+// refusedHere is the reason of a delivery that never left this router: its
+// gateway is not known, or too much is under way to it.
+const refusedHere = "LINK_FULL"
+
 // sending is one delivery to one gateway.
 type sending struct {
 	node    route.NodeRef
@@ -44,7 +48,9 @@ func (o *outbox) live(f *flow, r route.Record, it item) {
 
 func (o *outbox) absent(f *flow, devices []string, it item) {
 	d := o.d
-	o.entries = append(o.entries, BufferEntry{Key: f.key, Devices: devices, Message: it.msg, Done: func(r BufferResult) {
+	// What was recovered is older than anything that is kept for these devices.
+	front := it.tracker == nil
+	o.entries = append(o.entries, BufferEntry{Key: f.key, Devices: devices, Message: it.msg, Front: front, Done: func(r BufferResult) {
 		d.answered(f, devices, route.Location{}, it, r == Online)
 		what := outcome(0)
 		switch r {
@@ -52,6 +58,9 @@ func (o *outbox) absent(f *flow, devices []string, it item) {
 			what = buffered
 		case NotKept:
 			what = skipped
+			if it.tracker == nil {
+				d.opts.Hooks.Lost()
+			}
 		}
 		it.tracker.finish(it.user, what)
 	}})
@@ -61,6 +70,7 @@ func (o *outbox) flush() {
 	for _, s := range o.sends {
 		l := o.d.link(s.node)
 		if l == nil || !l.push(s) {
+			o.d.opts.Hooks.Refused(refusedHere)
 			for _, t := range s.targets {
 				t.refuse(o.d, s.node)
 			}
@@ -75,6 +85,7 @@ func (t target) loc(node route.NodeRef) route.Location {
 	return route.Location{Node: node, Session: t.session}
 }
 
+// accept: the gateway has it in its memory, and this router keeps it.
 func (t target) accept(d *Dispatcher, node route.NodeRef) {
 	d.answered(t.flow, []string{t.item.device}, t.loc(node), t.item, false)
 	t.item.tracker.finish(t.item.user, delivered)

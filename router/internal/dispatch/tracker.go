@@ -12,7 +12,8 @@ const (
 )
 
 // tracker waits for all copies of one job and then tells the result. Whoever
-// puts a copy somewhere holds it and finishes it later.
+// puts a copy somewhere holds it and finishes it later. A nil tracker is that of
+// a copy whose job has been told already.
 type tracker struct {
 	done func(Result)
 	all  int // the index that stands for no user
@@ -30,12 +31,18 @@ func newTracker(users, maxBuffered int, done func(Result)) *tracker {
 }
 
 func (t *tracker) hold() {
+	if t == nil {
+		return
+	}
 	t.mu.Lock()
 	t.held++
 	t.mu.Unlock()
 }
 
 func (t *tracker) note(user int, o outcome) {
+	if t == nil {
+		return
+	}
 	t.mu.Lock()
 	t.users[user] |= o
 	t.mu.Unlock()
@@ -43,6 +50,9 @@ func (t *tracker) note(user int, o outcome) {
 
 // mayBuffer takes one of the places for absent users.
 func (t *tracker) mayBuffer() bool {
+	if t == nil {
+		return true
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.bounded {
@@ -54,6 +64,9 @@ func (t *tracker) mayBuffer() bool {
 
 // finish notes an outcome (0: none) and gives one hold back.
 func (t *tracker) finish(user int, o outcome) {
+	if t == nil {
+		return
+	}
 	t.mu.Lock()
 	t.users[user] |= o
 	t.held--

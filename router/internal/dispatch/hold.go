@@ -1,0 +1,138 @@
+package dispatch
+
+import (
+	"context"
+	"slices"
+
+	"github.com/mics-im/mics/router/internal/route"
+)
+
+// Hold keeps copies of the messages that the caller is about to hand to a
+// session as its backlog, until they are confirmed under the ids returned or
+// the session is gone. ok is false when the gateway is not known or too much is
+// under way to it: nothing is kept then.
+func (d *Dispatcher) Hold(key route.DeviceKey, loc route.Location, msgs []*Message) (ids []uint64, ok bool) {
+	if len(msgs) == 0 {
+		return nil, true
+	}
+	l := d.link(loc.Node)
+	if l == nil {
+		return nil, false
+	}
+	s := d.shard(key.UserKey)
+	s.mu.Lock()
+	f := s.flow(key.UserKey)
+	f.at(key.Device, loc).held += len(msgs)
+	s.mu.Unlock()
+	copies := make([]target, len(msgs))
+	for i, m := range msgs {
+		copies[i] = target{flow: f, session: loc.Session, item: item{msg: m, device: key.Device}}
+	}
+	ids, ok = l.hold(copies)
+	if !ok {
+		s.mu.Lock()
+		f.release(key.Device, loc, len(msgs))
+		d.settle(f)
+		d.forget(f)
+		s.mu.Unlock()
+	}
+	return ids, ok
+}
+
+// Abandon says that a session never came to be: what is held for it is
+// delivered again, wherever its device is now.
+func (d *Dispatcher) Abandon(loc route.Location) {
+	d.mu.Lock()
+	l := d.links[loc.Node]
+	d.mu.Unlock()
+	if l != nil {
+		d.recover(l.node.NodeRef, l.abandon(loc.Session))
+	}
+}
+
+// recover delivers copies again that a gateway had accepted.
+func (d *Dispatcher) recover(node route.NodeRef, copies []held) {
+	if len(copies) > 0 {
+		d.opts.Hooks.Recovered(len(copies))
+	}
+	for _, c := range copies {
+		t := c.target
+		s := d.shard(t.flow.key)
+		s.mu.Lock()
+		t.flow.release(t.item.device, t.loc(node), 1)
+		t.flow.refused = append(t.flow.refused, item{msg: t.item.msg, device: t.item.device})
+		d.settle(t.flow)
+		s.mu.Unlock()
+	}
+}
+
+// Reclaim begins the making of a backlog: for the user's home, after the device's
+// new route is bound and before its offline buffer is taken. It returns the
+// copies that this router still has for the device and that nobody else will
+// bring: those recovered from gateways that are gone, and those held at places
+// that lost says are out of reach. They come behind what is in the front of the
+// buffer and before the rest of it, and are not this router's any more. Until
+// done is called nothing new goes to the device; between the two the caller takes
+// the buffer and holds the backlog.
+//
+// One device of a user at a time. An error is ctx's; nothing was changed then.
+func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (msgs []*Message, done func(), err error) {
+	s := d.shard(key.UserKey)
+	s.mu.Lock()
+	f := s.flow(key.UserKey)
+	f.gated = key.Device
+	done = func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		f.gated = ""
+		d.settle(f)
+		d.forget(f)
+	}
+	// What is on its way into the buffer is either there when the caller takes
+	// it, or comes back refused, to be taken along here.
+	if f.buffering() {
+		quiet := make(chan struct{})
+		f.quiet = quiet
+		s.mu.Unlock()
+		select {
+		case <-quiet:
+		case <-ctx.Done():
+			done()
+			return nil, nil, ctx.Err()
+		}
+		s.mu.Lock()
+	}
+	mine := func(it item) bool { return it.tracker == nil && it.device == key.Device }
+	for _, it := range append(slices.Clone(f.refused), f.waiting...) {
+		if mine(it) {
+			msgs = append(msgs, it.msg)
+		}
+	}
+	f.refused = slices.DeleteFunc(f.refused, mine)
+	f.waiting = slices.DeleteFunc(f.waiting, mine)
+	var places []place
+	for _, p := range f.underWay {
+		if p.device == key.Device && p.held > 0 && lost(p.loc) {
+			places = append(places, p)
+		}
+	}
+	s.mu.Unlock()
+	for _, p := range places {
+		d.mu.Lock()
+		l := d.links[p.loc.Node]
+		d.mu.Unlock()
+		if l == nil {
+			continue // its copies are being recovered
+		}
+		for _, c := range l.abandon(p.loc.Session) {
+			msgs = append(msgs, c.item.msg)
+			d.confirmed(c.target, p.loc.Node)
+		}
+	}
+	return msgs, done, nil
+}
+
+// buffering tells whether an entry is on its way into the offline buffer.
+func (f *flow) buffering() bool {
+	return slices.ContainsFunc(f.underWay, place.buffer)
+}
