@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"sync"
@@ -31,7 +32,7 @@ import (
 
 const (
 	// totalTime bounds a call, waiting for its turn included.
-	totalTime = 150 * time.Millisecond
+	totalTime = tenant.MaxHookTime
 	// maxResponse bounds an answer: 200,000 members with ids of 40 bytes, or a
 	// page of 100 messages with bodies of 80 KiB.
 	maxResponse = 8 << 20
@@ -73,6 +74,10 @@ type Error struct {
 	Op     Op
 	Result Result
 	Err    error
+
+	// ours: it says nothing of the tenant's server (a full bulkhead, a caller
+	// that gave up), so it does not move the breaker.
+	ours bool
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("hook %s: %s: %v", e.Op, e.Result, e.Err) }
@@ -84,7 +89,7 @@ var ErrUnsigned = errors.New("signature required and no secret known")
 // Client calls hooks. Safe for concurrent use.
 type Client struct {
 	http *http.Client
-	tel  *telemetry.Telemetry
+	log  *slog.Logger
 
 	requests map[Op]map[Result]*telemetry.Counter
 	rejected map[Op]*telemetry.Counter
@@ -94,15 +99,10 @@ type Client struct {
 	gates map[gateKey]*gate // guarded by mu: bounded by tenants × hooks
 }
 
-type gateKey struct {
-	tenant string
-	op     Op
-}
-
 // New returns a client that counts in tel; Close ends its connections.
 func New(tel *telemetry.Telemetry) *Client {
 	c := &Client{
-		tel:      tel,
+		log:      tel.Log,
 		gates:    map[gateKey]*gate{},
 		requests: map[Op]map[Result]*telemetry.Counter{}, rejected: map[Op]*telemetry.Counter{}, duration: map[Op]telemetry.Recorder{},
 		http: &http.Client{
@@ -129,43 +129,6 @@ func New(tel *telemetry.Telemetry) *Client {
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// gate isolates one hook of one tenant.
-type gate struct {
-	slots   chan struct{}
-	breaker *gobreaker.CircuitBreaker[struct{}]
-	limits  limits
-}
-
-// limits are what a gate was made for; it is made anew when they change.
-type limits struct {
-	slots, threshold int
-	open             time.Duration
-}
-
-func (c *Client) gate(t *tenant.Tenant, op Op) *gate {
-	threshold, open := t.Breaker()
-	want := limits{t.MaxConcurrency(), threshold, open}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	key := gateKey{t.Name(), op}
-	if g := c.gates[key]; g != nil && g.limits == want {
-		return g
-	}
-	g := &gate{limits: want, slots: make(chan struct{}, want.slots)}
-	g.breaker = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
-		Name: t.Name() + "/" + string(op), MaxRequests: 1, Timeout: open,
-		ReadyToTrip: func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= uint32(threshold) },
-		// A 4xx is an answer of a living server, and a full bulkhead is our own
-		// doing: neither says that the tenant is down.
-		IsSuccessful: func(err error) bool {
-			e, ok := errors.AsType[*Error](err)
-			return err == nil || ok && (e.Result == HTTP4xx || e.Result == QueueRejected)
-		},
-	})
-	c.gates[key] = g
-	return g
-}
-
 // request is a hook's request message; all of them start with a HookMeta.
 type request interface {
 	proto.Message
@@ -175,117 +138,128 @@ type request interface {
 // call makes one call and reads the answer into res.
 func (c *Client) call(ctx context.Context, t *tenant.Tenant, op Op, req request, res proto.Message) error {
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, totalTime)
+	bounded, cancel := context.WithTimeout(ctx, totalTime)
 	defer cancel()
-	g := c.gate(t, op)
-	_, err := g.breaker.Execute(func() (struct{}, error) {
-		return struct{}{}, c.queued(ctx, g, t, op, req, res)
+	g, h := c.gate(t, op), t.Hooks()
+	_, err := g.circuit(h).Execute(func() (struct{}, error) {
+		err := c.queued(bounded, g, h, &attempt{t, op, req, res})
+		if e, ok := errors.AsType[*Error](err); ok && ctx.Err() != nil {
+			e.ours = true // the caller gave up
+		}
+		return struct{}{}, err
 	})
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
-		err = &Error{op, CircuitOpen, err}
+		err = &Error{Op: op, Result: CircuitOpen, Err: err}
 	}
 	result := OK
 	if e, ok := errors.AsType[*Error](err); ok {
 		result = e.Result
+		if unlogged, now := g.complain(time.Now()); now {
+			c.log.WarnContext(ctx, "hook_request_failed", telemetry.TenantID, t.Name(), "op", string(op),
+				"result", string(result), "err", e.Err.Error(), "unlogged", unlogged, telemetry.TraceID, req.GetMeta().GetTraceId())
+		}
 	}
 	c.requests[op][result].Inc()
 	c.duration[op].Record(float64(time.Since(start).Microseconds()) / 1000)
 	return err
 }
 
-// queued waits for a slot and sends.
-func (c *Client) queued(ctx context.Context, g *gate, t *tenant.Tenant, op Op, req request, res proto.Message) error {
-	select {
-	case g.slots <- struct{}{}:
-	default:
-		wait := time.NewTimer(t.QueueTimeout())
-		defer wait.Stop()
-		select {
-		case g.slots <- struct{}{}:
-		case <-wait.C:
-			c.rejected[op].Inc()
-			return &Error{op, QueueRejected, errors.New("all slots taken")}
-		case <-ctx.Done():
-			return &Error{op, Timeout, ctx.Err()}
-		}
-	}
-	defer func() { <-g.slots }()
-	return c.send(ctx, t, op, req, res)
+// attempt is one call.
+type attempt struct {
+	tenant *tenant.Tenant
+	op     Op
+	req    request
+	res    proto.Message
 }
 
-func (c *Client) send(ctx context.Context, t *tenant.Tenant, op Op, req request, res proto.Message) error {
-	base, secret := t.HookURL(), t.Secret()
-	if op == Auth {
-		base, secret = t.AuthURL(), t.AuthSecret()
+// queued waits for a slot and sends.
+func (c *Client) queued(ctx context.Context, g *gate, h *tenant.HookConfig, a *attempt) error {
+	switch err := g.slots.take(ctx, h.MaxConcurrency, h.QueueTimeout); {
+	case errors.Is(err, errNoSlot):
+		c.rejected[a.op].Inc()
+		return &Error{Op: a.op, Result: QueueRejected, Err: err, ours: true}
+	case err != nil:
+		return &Error{Op: a.op, Result: Timeout, Err: err, ours: true}
 	}
-	body, err := c.encode(ctx, t, secret, req)
-	if err != nil {
-		return &Error{op, BadResponse, err}
+	defer g.slots.release()
+	return c.send(ctx, h, a)
+}
+
+func (c *Client) send(ctx context.Context, h *tenant.HookConfig, a *attempt) error {
+	fail := func(r Result, err error) error { return &Error{Op: a.op, Result: r, Err: err} }
+	base, secret := h.BaseURL, h.Secret
+	if a.op == Auth {
+		base, secret = h.AuthBaseURL, h.AuthSecret
 	}
-	target, err := url.JoinPath(base, string(op))
+	body, err := encode(ctx, a, secret, h.SignRequired)
 	if err != nil {
-		return &Error{op, Network, err}
+		return &Error{Op: a.op, Result: BadResponse, Err: err, ours: true}
+	}
+	target, err := url.JoinPath(base, string(a.op))
+	if err != nil {
+		return fail(Network, err)
 	}
 	hr, err := http.NewRequestWithContext(ctx, http.MethodPost, target, bytes.NewReader(body))
 	if err != nil {
-		return &Error{op, Network, err}
+		return fail(Network, err)
 	}
 	hr.Header.Set("Content-Type", contentType)
 	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(hr.Header))
 	answer, err := c.http.Do(hr)
 	if err != nil {
-		return failure(ctx, op, err)
+		return fail(broken(ctx), err)
 	}
 	defer func() { _ = answer.Body.Close() }()
 	switch code := answer.StatusCode; {
 	case code >= 500:
-		return &Error{op, HTTP5xx, errors.New(answer.Status)}
+		return fail(HTTP5xx, fmt.Errorf("status %d", code))
 	case code >= 400:
-		return &Error{op, HTTP4xx, errors.New(answer.Status)}
+		return fail(HTTP4xx, fmt.Errorf("status %d", code))
 	case code != http.StatusOK:
-		return &Error{op, BadResponse, errors.New(answer.Status)}
+		return fail(BadResponse, fmt.Errorf("status %d", code))
 	}
 	raw, err := io.ReadAll(io.LimitReader(answer.Body, maxResponse+1))
 	if err != nil {
-		return failure(ctx, op, err)
+		return fail(broken(ctx), err)
 	}
 	if len(raw) > maxResponse {
-		return &Error{op, BadResponse, fmt.Errorf("answer over %d bytes", maxResponse)}
+		return fail(BadResponse, fmt.Errorf("answer over %d bytes", maxResponse))
 	}
-	if err := proto.Unmarshal(raw, res); err != nil {
-		return &Error{op, BadResponse, err}
+	if err := proto.Unmarshal(raw, a.res); err != nil {
+		return fail(BadResponse, err)
 	}
 	return nil
 }
 
-func failure(ctx context.Context, op Op, err error) error {
+// broken classifies a connection that failed.
+func broken(ctx context.Context) Result {
 	if ctx.Err() != nil {
-		return &Error{op, Timeout, err}
+		return Timeout
 	}
-	return &Error{op, Network, err}
+	return Network
 }
 
 // encode fills in the meta and signs.
-func (c *Client) encode(ctx context.Context, t *tenant.Tenant, secret string, req request) ([]byte, error) {
-	m := req.GetMeta()
-	m.TenantId = t.Name()
+func encode(ctx context.Context, a *attempt, secret string, signRequired bool) ([]byte, error) {
+	m := a.req.GetMeta()
+	m.TenantId = a.tenant.Name()
 	m.RequestId = uuid.NewString()
 	m.TimestampMs = time.Now().UnixMilli()
 	if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {
 		m.TraceId = sc.TraceID().String()
 	}
 	if secret == "" {
-		if t.SignRequired() {
+		if signRequired {
 			return nil, ErrUnsigned
 		}
-		return proto.Marshal(req)
+		return proto.Marshal(a.req)
 	}
-	sign, err := Sign(secret, req)
+	sign, err := Sign(secret, a.req)
 	if err != nil {
 		return nil, err
 	}
 	m.Sign = sign
-	return proto.MarshalOptions{Deterministic: true}.Marshal(req)
+	return proto.MarshalOptions{Deterministic: true}.Marshal(a.req)
 }
 
 // Sign returns the signature of a request: Base64 of HMAC-SHA256 over the

@@ -13,16 +13,13 @@ import (
 	"github.com/mics-im/mics/router/internal/route"
 )
 
-// forgetAfter is how long the incarnation of a node that left is remembered.
-const forgetAfter = time.Hour
-
 // Store implements route.Store. Its lookups are always fresh.
 type Store struct {
 	mu      sync.Mutex
 	users   map[route.UserKey]map[string]route.Record // guarded by mu
 	nodes   map[string]lease[route.Node]              // guarded by mu
 	routers map[string]lease[route.Router]            // guarded by mu
-	conns   map[string]map[route.NodeRef]int          // guarded by mu: by tenant
+	conns   map[string]map[route.NodeRef]count        // guarded by mu: by tenant
 	buckets map[string]*bucket                        // guarded by mu: by tenant
 }
 
@@ -32,6 +29,12 @@ type lease[T any] struct {
 	what  T
 	ref   route.NodeRef
 	until time.Time
+}
+
+// count is a node's share of a tenant's connections.
+type count struct {
+	n       int
+	touched time.Time
 }
 
 // bucket is a token bucket of one second's worth.
@@ -46,62 +49,75 @@ func New() *Store {
 		users:   map[route.UserKey]map[string]route.Record{},
 		nodes:   map[string]lease[route.Node]{},
 		routers: map[string]lease[route.Router]{},
-		conns:   map[string]map[route.NodeRef]int{},
+		conns:   map[string]map[route.NodeRef]count{},
 		buckets: map[string]*bucket{},
 	}
 }
 
+// after returns the time d from now, d in whole milliseconds as all stores count.
+func after(d time.Duration) time.Time {
+	return time.UnixMilli(time.Now().UnixMilli() + route.Millis(d))
+}
+
 // Bind implements route.Store.
 func (s *Store) Bind(_ context.Context, key route.DeviceKey, loc route.Location, version uint8) (uint64, *route.Record, error) {
+	if err := key.Check(); err != nil {
+		return 0, nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.expire(key.UserKey)
 	devices := s.users[key.UserKey]
 	if devices == nil {
 		devices = map[string]route.Record{}
 		s.users[key.UserKey] = devices
 	}
-	s.expire(key.UserKey, devices)
 	var prev *route.Record
 	epoch := uint64(1)
 	if r, ok := devices[key.Device]; ok {
 		prev, epoch = &r, r.Epoch+1
 	}
 	devices[key.Device] = route.Record{Device: key.Device, State: route.Live, Node: loc.Node, Session: loc.Session, Epoch: epoch, Version: version}
-	s.users[key.UserKey] = devices
 	return epoch, prev, nil
 }
 
 // Change implements route.Store.
 func (s *Store) Change(_ context.Context, changes []route.Change) ([]bool, error) {
+	for _, c := range changes {
+		if err := c.Check(); err != nil {
+			return nil, err
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	applied := make([]bool, len(changes))
 	for i, c := range changes {
 		devices := s.users[c.Key.UserKey]
 		r, ok := devices[c.Key.Device]
-		if !ok || r.State == route.Ghost || r.Node != c.Node || r.Epoch != c.Epoch {
+		if !ok || !c.Matches(r) {
 			continue
 		}
 		applied[i] = true
-		r.State = c.To
-		if c.To == route.Ghost {
-			if c.GhostTTL <= 0 {
-				delete(devices, c.Key.Device)
-				s.expire(c.Key.UserKey, devices)
-				continue
+		if c.To == route.Ghost && c.GhostTTL <= 0 {
+			delete(devices, c.Key.Device)
+		} else {
+			r.State = c.To
+			if c.To == route.Ghost {
+				r.Until = after(c.GhostTTL)
 			}
-			r.Until = time.Now().Add(c.GhostTTL)
+			devices[c.Key.Device] = r
 		}
-		devices[c.Key.Device] = r
+		s.expire(c.Key.UserKey)
 	}
 	return applied, nil
 }
 
-// expire forgets ghosts whose time is over, and users without records.
-func (s *Store) expire(key route.UserKey, devices map[string]route.Record) {
-	now := time.Now()
+// expire forgets a user's ghosts whose time is over, and a user without
+// records. s.mu is held.
+func (s *Store) expire(key route.UserKey) {
+	devices, now := s.users[key], time.Now()
 	for d, r := range devices {
-		if r.State == route.Ghost && !now.Before(r.Until) {
+		if r.Forgotten(now) {
 			delete(devices, d)
 		}
 	}
@@ -123,13 +139,9 @@ func (s *Store) Lookup(ctx context.Context, keys []route.UserKey) ([][]route.Rec
 func (s *Store) LookupFresh(_ context.Context, key route.UserKey) ([]route.Record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	devices := s.users[key]
-	if devices == nil {
-		return nil, nil
-	}
-	s.expire(key, devices)
+	s.expire(key)
 	var out []route.Record
-	for _, r := range devices {
+	for _, r := range s.users[key] {
 		out = append(out, r)
 	}
 	slices.SortFunc(out, func(a, b route.Record) int { return cmp.Compare(a.Device, b.Device) })
@@ -139,20 +151,20 @@ func (s *Store) LookupFresh(_ context.Context, key route.UserKey) ([]route.Recor
 func renew[T any](leases map[string]lease[T], what T, ref route.NodeRef, d time.Duration) error {
 	now := time.Now()
 	for id, l := range leases {
-		if now.Sub(l.until) > forgetAfter {
+		if now.Sub(l.until) >= route.LeaseMemory {
 			delete(leases, id)
 		}
 	}
 	if old, ok := leases[ref.ID]; ok && old.ref.Incarnation > ref.Incarnation {
 		return route.ErrSuperseded
 	}
-	leases[ref.ID] = lease[T]{what, ref, now.Add(d)}
+	leases[ref.ID] = lease[T]{what, ref, after(d)}
 	return nil
 }
 
 func remove[T any](leases map[string]lease[T], ref route.NodeRef) {
 	// The incarnation stays known for a while, so that an older one is refused.
-	if l, ok := leases[ref.ID]; ok && l.ref == ref {
+	if l, ok := leases[ref.ID]; ok && l.ref == ref && time.Now().Before(l.until) {
 		l.until = time.Now()
 		leases[ref.ID] = l
 	}
@@ -218,23 +230,24 @@ func (s *Store) Routers(context.Context) ([]route.Router, error) {
 func (s *Store) AcquireConn(_ context.Context, tenant string, node route.NodeRef, limit int, live []route.NodeRef) (bool, int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := time.Now()
 	counts := s.conns[tenant]
-	if counts == nil {
-		counts = map[route.NodeRef]int{}
-		s.conns[tenant] = counts
-	}
 	sum := 0
-	for ref, n := range counts {
-		if slices.Contains(live, ref) {
-			sum += n
-		} else if ref != node {
+	for ref, c := range counts {
+		if ref == node || slices.Contains(live, ref) {
+			sum += c.n
+		} else if now.Sub(c.touched) >= route.CountMemory {
 			delete(counts, ref)
 		}
 	}
 	if limit > 0 && sum >= limit {
 		return false, sum, nil
 	}
-	counts[node]++
+	if counts == nil {
+		counts = map[route.NodeRef]count{}
+		s.conns[tenant] = counts
+	}
+	counts[node] = count{counts[node].n + 1, now}
 	return true, sum, nil
 }
 
@@ -243,8 +256,12 @@ func (s *Store) ReleaseConns(_ context.Context, tenant string, node route.NodeRe
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	counts := s.conns[tenant]
-	if left := counts[node] - n; left > 0 {
-		counts[node] = left
+	c, known := counts[node]
+	if n <= 0 || !known {
+		return nil
+	}
+	if left := c.n - n; left > 0 {
+		counts[node] = count{left, time.Now()}
 	} else {
 		delete(counts, node)
 	}
@@ -256,6 +273,9 @@ func (s *Store) ReleaseConns(_ context.Context, tenant string, node route.NodeRe
 
 // LeaseTokens implements route.Store.
 func (s *Store) LeaseTokens(_ context.Context, tenant string, rate, want int) (int, error) {
+	if rate <= 0 || want <= 0 {
+		return 0, nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()

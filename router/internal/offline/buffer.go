@@ -17,6 +17,9 @@ import (
 type Message struct {
 	Bytes       []byte // a serialized MessageRequest; never modified
 	Unmoderated bool
+	// Key names it; a message that is there already is kept once. Zero: nobody
+	// can tell.
+	Key [16]byte
 }
 
 // Entry is a message and whom it is for.
@@ -107,7 +110,7 @@ func New(limits Limits, dropped func(tenant string, why Drop, n int)) *Buffer {
 }
 
 // Put keeps the entry and returns its id, for TakeBack. ok is false when it
-// was not kept.
+// was not kept. A repeat of what is there is kept once, under its first id.
 func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
 	k := kept{Message: e.Message, devices: slices.Clone(e.Devices), front: e.Front}
 	switch {
@@ -134,6 +137,10 @@ func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
 		s.users[key] = u
 	}
 	b.expire(key, u, now)
+	if id, ok := u.merge(k); ok {
+		b.bytes.Add(-int64(k.size()))
+		return id, true
+	}
 	for len(u.entries) >= b.limits.MaxMessagesPerUser || u.bytes+k.size() > b.limits.MaxBytesPerUser {
 		if e.Front {
 			// It is the oldest itself.
@@ -151,6 +158,27 @@ func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
 		u.entries = append(u.entries, k)
 	}
 	return k.id, true
+}
+
+// merge adds the devices of k to the same message, if it is there already. The
+// shard is locked.
+func (u *user) merge(k kept) (id uint64, ok bool) {
+	if k.Key == [16]byte{} {
+		return 0, false
+	}
+	for i := range u.entries {
+		e := &u.entries[i]
+		if e.Key != k.Key || (len(e.devices) == 0) != (len(k.devices) == 0) {
+			continue
+		}
+		for _, d := range k.devices {
+			if !slices.Contains(e.devices, d) {
+				e.devices = append(e.devices, d)
+			}
+		}
+		return e.id, true
+	}
+	return 0, false
 }
 
 // frontIndex is where a handed-back entry goes: before everything that was

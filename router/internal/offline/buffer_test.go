@@ -168,3 +168,21 @@ func TestAgainstModel(t *testing.T) {
 		}
 	})
 }
+
+func TestARepeatIsKeptOnce(t *testing.T) {
+	b := New(Limits{MaxMessagesPerUser: 10, MaxBytesPerUser: 1 << 20, MaxBytes: 1 << 20}, func(string, Drop, int) {})
+	key := route.UserKey{Tenant: "t", User: "ann"}
+	m := Message{Bytes: []byte("hi"), Key: [16]byte{1}}
+	first, _ := b.Put(key, Entry{Message: m, Devices: []string{"phone"}, TTL: time.Minute})
+	before := b.Bytes()
+	again, ok := b.Put(key, Entry{Message: m, Devices: []string{"phone", "desk"}, TTL: time.Minute})
+	if !ok || again != first || b.Bytes() != before {
+		t.Fatalf("kept as %d and %d, %d bytes, then %d", first, again, before, b.Bytes())
+	}
+	for _, device := range []string{"phone", "desk", "phone"} {
+		got := b.Take(route.DeviceKey{UserKey: key, Device: device})
+		if want := map[bool]int{true: 0, false: 1}[b.Bytes() == 0 && device == "phone"]; len(got) != want {
+			t.Errorf("%s got %d", device, len(got))
+		}
+	}
+}

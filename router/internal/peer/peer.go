@@ -128,7 +128,7 @@ func (b *Buffer) put(entries []dispatch.BufferEntry) {
 	for _, e := range entries {
 		req.Entries = append(req.Entries, &routerv1.BufferEntry{
 			TenantId: e.Key.Tenant, UserId: e.Key.User, DeviceIds: e.Devices,
-			Message: e.Message.Bytes, Unmoderated: e.Message.Unmoderated, Front: e.Front,
+			Message: e.Message.Bytes, Unmoderated: e.Message.Unmoderated, Front: e.Front, Key: e.Message.Key[:],
 		})
 	}
 	res, err := b.opts.Client(home).Buffer(ctx, connect.NewRequest(req))
@@ -152,7 +152,7 @@ func (b *Buffer) put(entries []dispatch.BufferEntry) {
 // (DESIGN section 5).
 func (b *Buffer) Keep(ctx context.Context, e dispatch.BufferEntry) dispatch.BufferResult {
 	id, ok := b.opts.Local.Put(e.Key, offline.Entry{
-		Message: offline.Message{Bytes: e.Message.Bytes, Unmoderated: e.Message.Unmoderated},
+		Message: offline.Message{Bytes: e.Message.Bytes, Unmoderated: e.Message.Unmoderated, Key: e.Message.Key},
 		Devices: e.Devices, TTL: b.opts.TTL(e.Key.Tenant), Front: e.Front,
 	})
 	if !ok {
@@ -190,7 +190,7 @@ func (b *Buffer) KeepAll(ctx context.Context, req *routerv1.BufferRequest) *rout
 	for _, e := range req.Entries {
 		got := b.Keep(ctx, dispatch.BufferEntry{
 			Key: route.UserKey{Tenant: e.TenantId, User: e.UserId}, Devices: e.DeviceIds,
-			Message: &dispatch.Message{Bytes: e.Message, Unmoderated: e.Unmoderated}, Front: e.Front,
+			Message: &dispatch.Message{Bytes: e.Message, Unmoderated: e.Unmoderated, Key: KeyOf(e.Key)}, Front: e.Front,
 		})
 		res.Results = append(res.Results, map[dispatch.BufferResult]routerv1.BufferResponse_Result{
 			dispatch.Stored:  routerv1.BufferResponse_RESULT_STORED,
@@ -206,7 +206,7 @@ func (b *Buffer) KeepAll(ctx context.Context, req *routerv1.BufferRequest) *rout
 // it is back already.
 func (b *Buffer) HandBack(key route.DeviceKey, undelivered []*gatewayv1.Undelivered, online func(*dispatch.Message), lost func(n int)) {
 	for _, u := range undelivered {
-		m := &dispatch.Message{Bytes: u.Message, Unmoderated: u.Unmoderated}
+		m := &dispatch.Message{Bytes: u.Message, Unmoderated: u.Unmoderated, Key: KeyOf(u.Key)}
 		b.Put(dispatch.BufferEntry{Key: key.UserKey, Devices: []string{key.Device}, Message: m, Front: true, Done: func(r dispatch.BufferResult) {
 			switch r {
 			case dispatch.Online:
@@ -216,4 +216,12 @@ func (b *Buffer) HandBack(key route.DeviceKey, undelivered []*gatewayv1.Undelive
 			}
 		}})
 	}
+}
+
+// KeyOf is a message's key from the wire; one of another size is none.
+func KeyOf(b []byte) (key [16]byte) {
+	if len(b) == len(key) {
+		copy(key[:], b)
+	}
+	return key
 }

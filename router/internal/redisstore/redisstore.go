@@ -1,25 +1,36 @@
 // Package redisstore is the route store in Redis (or Redis Cluster, or behind
-// Sentinel). It is the only importer of rueidis. Every script touches keys of
-// one slot, so nothing in the data model stops at one shard:
+// Sentinel), version 6 or later. It is the only importer of rueidis. Every
+// script touches keys of one slot, so nothing in the data model stops at one
+// shard:
 //
-//	mics:{tenant/user}:r   hash  device → epoch:state:session:incarnation:version:until:node
-//	mics:{tenant}:conns    hash  node/incarnation → connections
+//	mics:{tenant/user}:r   hash  device → record (route.Record.Text)
+//	mics:{tenant}:conns    hash  node/incarnation → connections:touched
 //	mics:{tenant}:rate     hash  tokens, at
 //	mics:nodes             hash  node → incarnation:until:description
 //	mics:routers           hash  the same
 //
-// Where time decides something it is Redis' time.
+// Where time decides what is kept it is Redis' time. A look-up leaves expired
+// ghosts out by this machine's clock: one that is off forgets a device a little
+// early or late, which loses nothing, because what comes for an unknown device
+// is kept for whichever comes first.
+//
+// # What a look-up sees
+//
+// Lookup answers from memory what it has asked before, and Redis tells when that
+// changed (server-assisted client-side caching). A change, also one by this very
+// store, is visible to Lookup as soon as that word arrives, usually within a
+// millisecond of the change's own answer, and at the latest after cacheTTL; a
+// lost connection drops what was cached over it. LookupFresh always asks.
 package redisstore
 
 import (
 	"context"
 	"embed"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"net/url"
-	"slices"
-	"strconv"
-	"strings"
+	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mics-im/mics/router/internal/route"
@@ -29,278 +40,167 @@ import (
 //go:embed lua/*.lua
 var lua embed.FS
 
-func script(name string) *rueidis.Lua {
-	src, err := lua.ReadFile("lua/" + name + ".lua")
-	if err != nil {
-		panic(err) // embedded: a build without it is broken
-	}
-	return rueidis.NewLuaScript(string(src))
-}
-
+// The pauses between attempts to reach a Redis that was away at the start.
 const (
-	// cacheTTL bounds how long a route is read from this process's memory even
-	// if an invalidation got lost; normally Redis invalidates it at once.
-	cacheTTL = time.Minute
-	nodesKey = "mics:nodes"
-	routers  = "mics:routers"
+	minPause = 100 * time.Millisecond
+	maxPause = 2 * time.Second
 )
 
-// Store implements route.Store. A Lookup may be answered from a cache which
-// Redis invalidates: a change is visible to it within a moment, not at once;
-// LookupFresh is never behind.
-type Store struct {
-	c rueidis.Client
+// logEvery is how often malformed data in Redis is worth a log line.
+const logEvery = time.Minute
 
-	bind, change, renew, remove, living, acquire, release, tokens *rueidis.Lua
+// Options is what Open needs.
+type Options struct {
+	// Connection is the value of REDIS__CONNECTION, see parse.
+	Connection string
+	// Log takes what no caller is told: nil discards it.
+	Log *slog.Logger
+
+	// timeout is commandTimeout unless a test, which must pass on a machine that
+	// stands still for seconds, wants more.
+	timeout time.Duration
+}
+
+// Store implements route.Store. Every command is bounded by a second.
+type Store struct {
+	log     *slog.Logger
+	timeout time.Duration
+
+	// client is nil until Redis has been reached for the first time; from then
+	// on it finds back by itself.
+	client atomic.Pointer[rueidis.Client]
+	// away says why client is nil.
+	away atomic.Pointer[error]
+	stop context.CancelFunc
+	// connecting waits for the goroutine that makes the client.
+	connecting sync.WaitGroup
+
+	malformed   atomic.Uint64
+	malformedAt atomic.Int64 // Unix nanoseconds of the last log line
+
+	bind, change, renew, remove, living, acquire, release, tokens script
 }
 
 var _ route.Store = (*Store)(nil)
 
-// Open connects to what the connection string names; see Options.
-func Open(connection string) (*Store, error) {
-	opt, err := Options(connection)
+// Open makes a store. A connection string that cannot be read is an error; a
+// Redis that is away is not: calls fail with ErrUnavailable until it is there.
+// ctx bounds nothing but Open itself, which tries to connect once, within
+// seconds. Close ends the store.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	opt, err := parse(o.Connection)
 	if err != nil {
 		return nil, err
 	}
-	c, err := rueidis.NewClient(opt)
-	if err != nil {
-		return nil, fmt.Errorf("connect to Redis: %w: %w", route.ErrUnavailable, err)
+	s := &Store{log: o.Log, timeout: commandTimeout}
+	if o.timeout > 0 {
+		s.timeout = o.timeout
 	}
-	return &Store{
-		c: c, bind: script("bind"), change: script("change"), renew: script("renew"), remove: script("remove"),
-		living: script("living"), acquire: script("acquire"), release: script("release"), tokens: script("tokens"),
-	}, nil
-}
-
-func unavailable(err error) error {
-	if err == nil {
-		return nil
+	opt.ConnWriteTimeout = s.timeout
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
 	}
-	return fmt.Errorf("%w: %w", route.ErrUnavailable, err)
-}
-
-// userKey: the hash tag holds the whole user; escaping keeps braces out of it.
-func userKey(k route.UserKey) string {
-	return "mics:{" + url.QueryEscape(k.Tenant) + "/" + url.QueryEscape(k.User) + "}:r"
-}
-
-func tenantKey(tenant, what string) string {
-	return "mics:{" + url.QueryEscape(tenant) + "}:" + what
-}
-
-func num(n uint64) string { return strconv.FormatUint(n, 10) }
-
-// Bind implements route.Store.
-func (s *Store) Bind(ctx context.Context, key route.DeviceKey, loc route.Location, version uint8) (uint64, *route.Record, error) {
-	rest := fmt.Sprintf("%d:%d:%d:0:%s", loc.Session, loc.Node.Incarnation, version, loc.Node.ID)
-	res, err := s.bind.Exec(ctx, s.c, []string{userKey(key.UserKey)}, []string{key.Device, rest}).ToArray()
-	if err != nil {
-		return 0, nil, unavailable(err)
-	}
-	epoch, err := res[0].AsUint64()
-	if err != nil {
-		return 0, nil, unavailable(err)
-	}
-	old, err := res[1].ToString()
-	if err != nil {
-		return 0, nil, unavailable(err)
-	}
-	if old == "" {
-		return epoch, nil, nil
-	}
-	prev, err := decode(key.Device, old)
-	return epoch, &prev, err
-}
-
-// Change implements route.Store.
-func (s *Store) Change(ctx context.Context, changes []route.Change) ([]bool, error) {
-	if len(changes) == 0 {
-		return nil, nil
-	}
-	execs := make([]rueidis.LuaExec, len(changes))
-	for i, c := range changes {
-		execs[i] = rueidis.LuaExec{
-			Keys: []string{userKey(c.Key.UserKey)},
-			Args: []string{c.Key.Device, num(c.Epoch), num(c.Node.Incarnation), c.Node.ID, num(uint64(c.To)), strconv.FormatInt(c.GhostTTL.Milliseconds(), 10)},
-		}
-	}
-	applied := make([]bool, len(changes))
-	for i, res := range s.change.ExecMulti(ctx, s.c, execs...) {
-		n, err := res.AsInt64()
-		if err != nil {
-			return nil, unavailable(err)
-		}
-		applied[i] = n == 1
-	}
-	return applied, nil
-}
-
-// Lookup implements route.Store.
-func (s *Store) Lookup(ctx context.Context, keys []route.UserKey) ([][]route.Record, error) {
-	if len(keys) == 0 {
-		return nil, nil
-	}
-	cmds := make([]rueidis.CacheableTTL, len(keys))
-	for i, k := range keys {
-		cmds[i] = rueidis.CT(s.c.B().Hgetall().Key(userKey(k)).Cache(), cacheTTL)
-	}
-	out := make([][]route.Record, len(keys))
-	for i, res := range s.c.DoMultiCache(ctx, cmds...) {
-		var err error
-		if out[i], err = records(res); err != nil {
+	for name, to := range map[string]*script{
+		"bind": &s.bind, "change": &s.change, "renew": &s.renew, "remove": &s.remove,
+		"living": &s.living, "acquire": &s.acquire, "release": &s.release, "tokens": &s.tokens,
+	} {
+		if *to, err = load(name); err != nil {
 			return nil, err
 		}
 	}
-	return out, nil
-}
-
-// LookupFresh implements route.Store.
-func (s *Store) LookupFresh(ctx context.Context, key route.UserKey) ([]route.Record, error) {
-	return records(s.c.Do(ctx, s.c.B().Hgetall().Key(userKey(key)).Build()))
-}
-
-func records(res rueidis.RedisResult) ([]route.Record, error) {
-	all, err := res.AsStrMap()
-	if err != nil {
-		return nil, unavailable(err)
+	life, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	first := make(chan struct{})
+	s.connecting.Go(func() { s.connect(life, opt, first) })
+	select {
+	case <-first:
+	case <-ctx.Done():
 	}
-	var out []route.Record
-	now := time.Now()
-	for device, value := range all {
-		r, err := decode(device, value)
-		if err != nil {
-			return nil, err
+	return s, nil
+}
+
+// connect makes the client, trying until it succeeds or the store is closed;
+// first is closed after the first attempt.
+func (s *Store) connect(life context.Context, opt rueidis.ClientOption, first chan<- struct{}) {
+	said := ""
+	for pause := minPause; life.Err() == nil; pause = min(2*pause, maxPause) {
+		c, err := rueidis.NewClient(opt)
+		if err == nil {
+			s.client.Store(&c)
+			if said != "" {
+				s.log.Info("redis_connected")
+			}
+		} else {
+			s.away.Store(&err)
+			if text := err.Error(); text != said {
+				said = text
+				s.log.Warn("redis_unavailable", "error", text)
+			}
 		}
-		if r.State != route.Ghost || now.Before(r.Until) {
-			out = append(out, r)
+		if first != nil {
+			close(first)
+			first = nil
+		}
+		if err == nil {
+			return
+		}
+		select {
+		case <-life.Done():
+		case <-time.After(pause):
 		}
 	}
-	slices.SortFunc(out, func(a, b route.Record) int { return strings.Compare(a.Device, b.Device) })
-	return out, nil
+	if first != nil {
+		close(first)
+	}
 }
 
-// decode reads epoch:state:session:incarnation:version:until:node.
-func decode(device, value string) (route.Record, error) {
-	parts := strings.SplitN(value, ":", 7)
-	if len(parts) != 7 {
-		return route.Record{}, fmt.Errorf("route of device %q is malformed: %q", device, value)
-	}
-	var n [6]uint64
-	for i := range n {
-		var err error
-		if n[i], err = strconv.ParseUint(parts[i], 10, 64); err != nil {
-			return route.Record{}, fmt.Errorf("route of device %q is malformed: %w", device, err)
-		}
-	}
-	r := route.Record{
-		Device: device, Epoch: n[0], State: route.State(n[1]), Session: n[2], Version: uint8(n[4]),
-		Node: route.NodeRef{ID: parts[6], Incarnation: n[3]},
-	}
-	if r.State == route.Ghost {
-		r.Until = time.UnixMilli(int64(n[5]))
-	}
-	return r, nil
-}
-
-func (s *Store) renewLease(ctx context.Context, key string, ref route.NodeRef, what any, lease time.Duration) error {
-	text, err := json.Marshal(what)
-	if err != nil {
-		return err
-	}
-	ok, err := s.renew.Exec(ctx, s.c, []string{key}, []string{
-		ref.ID, fmt.Sprintf("%020d", ref.Incarnation), strconv.FormatInt(lease.Milliseconds(), 10), string(text),
-	}).AsInt64()
-	if err != nil {
-		return unavailable(err)
-	}
-	if ok == 0 {
-		return route.ErrSuperseded
+// Close implements route.Store. It waits for an attempt to connect that is
+// under way, which takes seconds at most.
+func (s *Store) Close() error {
+	s.stop()
+	s.connecting.Wait()
+	if c := s.client.Load(); c != nil {
+		(*c).Close()
 	}
 	return nil
 }
 
-func (s *Store) removeLease(ctx context.Context, key string, ref route.NodeRef) error {
-	return unavailable(s.remove.Exec(ctx, s.c, []string{key}, []string{ref.ID, fmt.Sprintf("%020d", ref.Incarnation)}).Error())
-}
-
-func leases[T any](ctx context.Context, s *Store, key string, id func(T) string) ([]T, error) {
-	texts, err := s.living.Exec(ctx, s.c, []string{key}, nil).AsStrSlice()
-	if err != nil {
-		return nil, unavailable(err)
+// conn returns the client once there is one.
+func (s *Store) conn() (rueidis.Client, error) {
+	if c := s.client.Load(); c != nil {
+		return *c, nil
 	}
-	out := make([]T, len(texts))
-	for i, text := range texts {
-		if err := json.Unmarshal([]byte(text), &out[i]); err != nil {
-			return nil, fmt.Errorf("lease in %s is malformed: %w", key, err)
-		}
+	if err := s.away.Load(); err != nil {
+		return nil, *err
 	}
-	slices.SortFunc(out, func(a, b T) int { return strings.Compare(id(a), id(b)) })
-	return out, nil
+	return nil, errors.New("not connected yet")
 }
 
-// RenewNode implements route.Store.
-func (s *Store) RenewNode(ctx context.Context, n route.Node, lease time.Duration) error {
-	return s.renewLease(ctx, nodesKey, n.NodeRef, n, lease)
-}
-
-// RemoveNode implements route.Store.
-func (s *Store) RemoveNode(ctx context.Context, n route.NodeRef) error {
-	return s.removeLease(ctx, nodesKey, n)
-}
-
-// Nodes implements route.Store.
-func (s *Store) Nodes(ctx context.Context) ([]route.Node, error) {
-	return leases(ctx, s, nodesKey, func(n route.Node) string { return n.ID })
-}
-
-// RenewRouter implements route.Store.
-func (s *Store) RenewRouter(ctx context.Context, r route.Router, lease time.Duration) error {
-	return s.renewLease(ctx, routers, r.NodeRef, r, lease)
-}
-
-// RemoveRouter implements route.Store.
-func (s *Store) RemoveRouter(ctx context.Context, r route.NodeRef) error {
-	return s.removeLease(ctx, routers, r)
-}
-
-// Routers implements route.Store.
-func (s *Store) Routers(ctx context.Context) ([]route.Router, error) {
-	return leases(ctx, s, routers, func(r route.Router) string { return r.ID })
-}
-
-func connField(n route.NodeRef) string { return n.ID + "/" + num(n.Incarnation) }
-
-// AcquireConn implements route.Store.
-func (s *Store) AcquireConn(ctx context.Context, tenant string, node route.NodeRef, limit int, live []route.NodeRef) (bool, int, error) {
-	args := []string{connField(node), strconv.Itoa(limit)}
-	for _, n := range live {
-		args = append(args, connField(n))
+// unavailable wraps the error of a command; what names it.
+func unavailable(what string, err error) error {
+	if err == nil {
+		return nil
 	}
-	res, err := s.acquire.Exec(ctx, s.c, []string{tenantKey(tenant, "conns")}, args).AsIntSlice()
-	if err != nil {
-		return false, 0, unavailable(err)
+	return fmt.Errorf("redis: %s: %w: %w", what, route.ErrUnavailable, err)
+}
+
+// skip leaves out a value that no version of this program wrote, so that one
+// bad field does not cost a user, or the cluster, all others.
+func (s *Store) skip(key string, err error) {
+	n := s.malformed.Add(1)
+	now, last := time.Now().UnixNano(), s.malformedAt.Load()
+	if now-last >= int64(logEvery) && s.malformedAt.CompareAndSwap(last, now) {
+		s.log.Error("redis_malformed", "key", key, "error", err.Error(), "total", n)
 	}
-	return res[0] == 1, int(res[1]), nil
-}
-
-// ReleaseConns implements route.Store.
-func (s *Store) ReleaseConns(ctx context.Context, tenant string, node route.NodeRef, n int) error {
-	return unavailable(s.release.Exec(ctx, s.c, []string{tenantKey(tenant, "conns")}, []string{connField(node), strconv.Itoa(n)}).Error())
-}
-
-// LeaseTokens implements route.Store.
-func (s *Store) LeaseTokens(ctx context.Context, tenant string, rate, want int) (int, error) {
-	n, err := s.tokens.Exec(ctx, s.c, []string{tenantKey(tenant, "rate")}, []string{strconv.Itoa(rate), strconv.Itoa(want)}).AsInt64()
-	return int(n), unavailable(err)
 }
 
 // Ping implements route.Store.
 func (s *Store) Ping(ctx context.Context) error {
-	return unavailable(s.c.Do(ctx, s.c.B().Ping().Build()).Error())
-}
-
-// Close implements route.Store.
-func (s *Store) Close() error {
-	s.c.Close()
-	return nil
+	c, err := s.conn()
+	if err != nil {
+		return unavailable("ping", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	return unavailable("ping", c.Do(ctx, c.B().Ping().Build()).Error())
 }

@@ -77,6 +77,10 @@ func (r Record) Location() Location { return Location{Node: r.Node, Session: r.S
 // about the effect of the call.
 var ErrUnavailable = errors.New("route store unavailable")
 
+// ErrInvalid wraps what a store refuses without asking its backend: a key with
+// an empty part, a change to a state that nothing changes to.
+var ErrInvalid = errors.New("invalid route")
+
 // Change is one device's step out of the live state.
 type Change struct {
 	Key DeviceKey
@@ -84,6 +88,10 @@ type Change struct {
 	// device that is back elsewhere is left alone.
 	Node  NodeRef
 	Epoch uint64
+	// Session must match too unless it is zero. A caller that knows it should
+	// say it: epochs begin anew once a record is forgotten, so a late repeat of
+	// a change could otherwise hit the device's next session on the same node.
+	Session uint64
 	// To is Closing or Ghost.
 	To State
 	// GhostTTL is how long the absent device is remembered (Ghost); zero or
@@ -109,17 +117,23 @@ type Router struct {
 var ErrSuperseded = errors.New("superseded by a newer incarnation")
 
 // Store keeps routes, leases, and the counters behind limits. It is safe for
-// concurrent use. Every method may fail with ErrUnavailable.
+// concurrent use. Every method may fail with ErrUnavailable, and does so within
+// seconds whatever the context says. Durations count in milliseconds, rounded
+// up.
 type Store interface {
 	// Bind makes loc the device's live route with epoch prev+1 (1 for a new
-	// device) and returns the record it replaced, nil when there was none.
+	// device) and returns the record it replaced, nil when there was none; an
+	// expired ghost is none. An empty tenant, user or device is ErrInvalid.
 	Bind(ctx context.Context, key DeviceKey, loc Location, version uint8) (epoch uint64, prev *Record, err error)
-	// Change applies each change whose node and epoch match the record, and
-	// tells which did.
+	// Change applies each change that matches a live or closing record, in their
+	// order, and tells which did. After an error any of them may have been
+	// applied, except ErrInvalid: then none was.
 	Change(ctx context.Context, changes []Change) (applied []bool, err error)
 	// Lookup returns all records of the users, in the order of keys and each
 	// sorted by device; expired ghosts are left out. It may answer from a
-	// cache that the backend invalidates.
+	// cache that the backend invalidates: it may miss a change of a moment ago,
+	// this store's own included. Who acts on it learns that from the gateway's
+	// answer (moved, unknown) and asks LookupFresh.
 	Lookup(ctx context.Context, keys []UserKey) ([][]Record, error)
 	// LookupFresh is Lookup past every cache.
 	LookupFresh(ctx context.Context, key UserKey) ([]Record, error)
@@ -128,7 +142,8 @@ type Store interface {
 	// one known fails with ErrSuperseded.
 	RenewNode(ctx context.Context, n Node, lease time.Duration) error
 	// RemoveNode ends a lease at once (orderly stop); no error if it is gone or
-	// a newer incarnation's.
+	// a newer incarnation's. The incarnation stays known, as it does when a
+	// lease runs out, for an hour.
 	RemoveNode(ctx context.Context, n NodeRef) error
 	// Nodes returns the gateways whose lease has not run out, sorted by ID.
 	Nodes(ctx context.Context) ([]Node, error)
@@ -138,14 +153,18 @@ type Store interface {
 	Routers(ctx context.Context) ([]Router, error)
 
 	// AcquireConn counts one more connection of the tenant on a node unless
-	// the sum over the live nodes has reached limit (0: no limit). It returns
-	// the sum before the call.
+	// the sum over the live nodes has reached limit (0: no limit). node itself
+	// counts as live. It returns the sum before the call. The count of a node
+	// that is not among the live is forgotten when nothing touched it for a week
+	// (CountMemory), that of a living one never.
 	AcquireConn(ctx context.Context, tenant string, node NodeRef, limit int, live []NodeRef) (ok bool, current int, err error)
-	// ReleaseConns gives n connections back; a count never falls below zero.
+	// ReleaseConns gives n connections back, none if n is not positive; a count
+	// never falls below zero.
 	ReleaseConns(ctx context.Context, tenant string, node NodeRef, n int) error
 
 	// LeaseTokens takes up to want tokens from the tenant's bucket, which holds
-	// at most one second's worth and refills at rate tokens per second.
+	// at most one second's worth and refills at rate tokens per second. There
+	// are none to take at a rate, or for a want, of zero or less.
 	LeaseTokens(ctx context.Context, tenant string, rate, want int) (granted int, err error)
 
 	// Ping tells whether the backend answers.

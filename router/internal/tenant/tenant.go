@@ -1,270 +1,142 @@
-// Package tenant knows the tenants: what operators configured, and what each
-// tenant's /auth hook said last (CONTRACT sections 2 and 4).
+// Package tenant knows the tenants: what operators configured, what each
+// tenant's /auth hook said last, and how many messages each may send (CONTRACT
+// sections 2 and 4).
 package tenant
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
-	"net/url"
+	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/mics-im/mics/internal/telemetry"
 	hookv1 "github.com/mics-im/mics/proto/mics/hook/v1"
+	"google.golang.org/protobuf/proto"
 )
 
-// Defaults of what a tenant leaves unsaid.
-const (
-	DefaultHeartbeatTimeout = 30 * time.Second
-	// DefaultOfflineTTL: long enough for a phone in a tunnel or a night, short
-	// enough for memory.
-	DefaultOfflineTTL = 24 * time.Hour
-
-	minHeartbeatTimeout = time.Second
-	maxHeartbeatTimeout = time.Hour
-	maxOfflineTTL       = 7 * 24 * time.Hour
-	// maxName bounds a tenant's name, as in the handshake (CONTRACT section 1).
-	maxName = 128
-)
-
-// Settings are the operators' defaults for the hook isolation of every tenant.
-type Settings struct {
-	HookMaxConcurrency int           // calls at once per (tenant, hook)
-	HookQueueTimeout   time.Duration // wait for one of them
-	SignRequired       bool          // refuse to call a hook unsigned
-	BreakerThreshold   int           // failures in a row that open the breaker
-	BreakerOpen        time.Duration
+// HookConfig is how to call a tenant's hooks: one consistent picture, never
+// modified. A new picture is a new pointer.
+type HookConfig struct {
+	AuthBaseURL, AuthSecret string // of /auth
+	BaseURL, Secret         string // of all later hooks; Secret signs events too
+	// SignRequired: without a secret no hook is called.
+	SignRequired bool
+	// MaxConcurrency bounds the calls of one hook at once, QueueTimeout the wait
+	// for one of them.
+	MaxConcurrency int
+	QueueTimeout   time.Duration
+	// BreakerThreshold failures in a row open the breaker for BreakerOpen.
+	BreakerThreshold int
+	BreakerOpen      time.Duration
 }
 
-// DefaultSettings are the contract's.
-var DefaultSettings = Settings{HookMaxConcurrency: 32, HookQueueTimeout: 10 * time.Millisecond, BreakerThreshold: 5, BreakerOpen: 5 * time.Second}
+// noteEvery bounds how often one tenant's odd configuration is logged.
+const noteEvery = time.Minute
 
-// Tenant is one tenant. Safe for concurrent use.
+// Tenant is one tenant. Safe for concurrent use; reading costs one atomic load.
+// It stays the same object while its configuration changes.
 type Tenant struct {
-	name       string
-	authURL    string
-	authSecret string
-	settings   Settings
-	learnt     atomic.Pointer[hookv1.TenantRuntimeConfig]
+	name     string
+	settings Settings
+	log      *slog.Logger
+	now      atomic.Pointer[effective]
+	removed  atomic.Bool
+	bucket   bucket // tenant-wide message rate
+
+	mu     sync.Mutex
+	entry  entry                       // guarded by mu: the operators' part
+	said   *hookv1.TenantRuntimeConfig // guarded by mu: the tenant's part; nil before
+	notes  time.Time                   // guarded by mu: when oddities were logged last
+	values values                      // guarded by mu: what said means
 }
 
-// Registry is the set of tenants; it does not change after New.
-type Registry struct {
-	tenants map[string]*Tenant
+func newTenant(name string, s Settings, log *slog.Logger) *Tenant {
+	return &Tenant{name: name, settings: s, log: log.With(telemetry.TenantID, name)}
 }
 
-// Get returns a tenant by name.
-func (r *Registry) Get(name string) (*Tenant, bool) {
-	t, ok := r.tenants[name]
-	return t, ok
-}
-
-// Source is what operators configure.
-type Source struct {
-	AuthMap        string // TENANT_AUTH_MAP, JSON object tenant → base URL
-	HookSecrets    string // TENANT_HOOK_SECRETS, JSON object tenant → secret
-	MaxConcurrency string // TENANT_HOOK_MAX_CONCURRENCY, JSON object tenant → calls
-	Settings       Settings
-}
-
-// New reads the configuration; all problems are reported at once, each with its
-// setting and key. Secrets are never part of an error.
-func New(src Source) (*Registry, error) {
-	var problems []error
-	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
-	bases, err := object[string]("TENANT_AUTH_MAP", src.AuthMap)
-	if err != nil {
-		problems = append(problems, err)
+// configure takes the operators' part.
+func (t *Tenant) configure(e entry) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.now.Load() != nil && t.entry == e {
+		return
 	}
-	secrets, err := object[string]("TENANT_HOOK_SECRETS", src.HookSecrets)
-	if err != nil {
-		problems = append(problems, err)
-	}
-	calls, err := object[int]("TENANT_HOOK_MAX_CONCURRENCY", src.MaxConcurrency)
-	if err != nil {
-		problems = append(problems, err)
-	}
-	r := &Registry{tenants: map[string]*Tenant{}}
-	for name, base := range bases {
-		if name == "" || len(name) > maxName {
-			bad("TENANT_AUTH_MAP: tenant %.20q: must have 1 to %d bytes", name, maxName)
-		}
-		if err := checkURL(base); err != nil {
-			bad("TENANT_AUTH_MAP: tenant %q: %w", name, err)
-		}
-		t := &Tenant{name: name, authURL: base, authSecret: secrets[name], settings: src.Settings}
-		if n, ok := calls[name]; ok {
-			if n < 1 || n > 10_000 {
-				bad("TENANT_HOOK_MAX_CONCURRENCY: tenant %q: %d is not from 1 to 10000", name, n)
-			}
-			t.settings.HookMaxConcurrency = n
-		}
-		r.tenants[name] = t
-	}
-	for name := range secrets {
-		if _, ok := bases[name]; !ok {
-			bad("TENANT_HOOK_SECRETS: tenant %q is not in TENANT_AUTH_MAP", name)
-		}
-	}
-	for name := range calls {
-		if _, ok := bases[name]; !ok {
-			bad("TENANT_HOOK_MAX_CONCURRENCY: tenant %q is not in TENANT_AUTH_MAP", name)
-		}
-	}
-	return r, errors.Join(problems...)
-}
-
-func object[T any](setting, text string) (map[string]T, error) {
-	if text == "" {
-		return nil, nil
-	}
-	var m map[string]T
-	if err := json.Unmarshal([]byte(text), &m); err != nil {
-		// The decoder's error may quote a secret; its position does not.
-		if se, ok := errors.AsType[*json.SyntaxError](err); ok {
-			return nil, fmt.Errorf("%s: not a JSON object (at byte %d)", setting, se.Offset)
-		}
-		return nil, fmt.Errorf("%s: must be a JSON object of %T values", setting, *new(T))
-	}
-	return m, nil
-}
-
-func checkURL(text string) error {
-	u, err := url.Parse(text)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-		return errors.New("base URL must be http:// or https:// with a host")
-	}
-	return nil
+	t.entry = e
+	t.now.Store(decide(t.settings, e, t.values))
 }
 
 // Learn takes the configuration that an /auth answer carried; nil changes
-// nothing. A hook base URL that is none is refused and the rest taken.
-func (t *Tenant) Learn(c *hookv1.TenantRuntimeConfig) error {
-	if c == nil {
-		return nil
+// nothing. What is out of its limits is clamped or ignored, and logged
+// (tenant_config_odd). The caller must not modify cfg afterwards.
+func (t *Tenant) Learn(cfg *hookv1.TenantRuntimeConfig) {
+	if cfg == nil {
+		return
 	}
-	if c.HookBaseUrl != "" {
-		if err := checkURL(c.HookBaseUrl); err != nil {
-			c.HookBaseUrl = ""
-			t.learnt.Store(c)
-			return fmt.Errorf("hook_base_url of tenant %q: %w", t.name, err)
-		}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.said != nil && proto.Equal(t.said, cfg) {
+		return
 	}
-	t.learnt.Store(c)
-	return nil
+	v, notes := learnt(cfg)
+	t.said, t.values = cfg, v
+	t.now.Store(decide(t.settings, t.entry, v))
+	if len(notes) > 0 && (t.notes.IsZero() || time.Since(t.notes) >= noteEvery) {
+		t.notes = time.Now()
+		t.log.Warn("tenant_config_odd", "fields", notes)
+	}
 }
 
-// Config is what the tenant said last; empty before. It must not be modified.
-func (t *Tenant) Config() *hookv1.TenantRuntimeConfig {
-	if c := t.learnt.Load(); c != nil {
-		return c
-	}
-	return &hookv1.TenantRuntimeConfig{}
-}
-
-// Name is the tenant's id.
+// Name is the tenant's id. It is one of a set that operators configure, and so
+// fit for a metric's label.
 func (t *Tenant) Name() string { return t.name }
 
-// AuthURL is the base URL of the first hook.
-func (t *Tenant) AuthURL() string { return t.authURL }
+// Removed tells that operators took the tenant away; Registry.Get does not
+// know it any more.
+func (t *Tenant) Removed() bool { return t.removed.Load() }
 
-// AuthSecret signs the first hook; empty when none is known.
-func (t *Tenant) AuthSecret() string { return t.authSecret }
+// Hooks is how to call the tenant's hooks now.
+func (t *Tenant) Hooks() *HookConfig { return &t.now.Load().hooks }
 
-// HookURL is the base URL of all later hooks.
-func (t *Tenant) HookURL() string {
-	if u := t.Config().HookBaseUrl; u != "" {
-		return u
-	}
-	return t.authURL
-}
+// HookBaseURL is the base URL of all hooks after /auth.
+func (t *Tenant) HookBaseURL() string { return t.Hooks().BaseURL }
+
+// AuthSecret signs /auth; empty when none is known.
+func (t *Tenant) AuthSecret() string { return t.Hooks().AuthSecret }
 
 // Secret signs later hooks and events; empty when none is known.
-func (t *Tenant) Secret() string {
-	if s := t.Config().TenantSecret; s != "" {
-		return s
-	}
-	return t.authSecret
-}
+func (t *Tenant) Secret() string { return t.Hooks().Secret }
 
 // SignRequired: without a secret no hook is called.
-func (t *Tenant) SignRequired() bool {
-	if c := t.Config(); c.HookSignRequired != nil {
-		return c.GetHookSignRequired()
-	}
-	return t.settings.SignRequired
+func (t *Tenant) SignRequired() bool { return t.Hooks().SignRequired }
+
+func (t *Tenant) seconds(k intKey) time.Duration {
+	return time.Duration(t.now.Load().ints[k]) * time.Second
 }
 
-// positive returns v, or def where v says nothing.
-func positive(v int32, def int) int {
-	if v > 0 {
-		return int(v)
-	}
-	return def
-}
+// HeartbeatTimeout is how long a connection may be silent, 1 s to 1 h.
+func (t *Tenant) HeartbeatTimeout() time.Duration { return t.seconds(heartbeatSeconds) }
 
-// MaxConcurrency bounds the calls of one hook at once.
-func (t *Tenant) MaxConcurrency() int {
-	return min(positive(t.Config().GetHookMaxConcurrency(), t.settings.HookMaxConcurrency), 10_000)
-}
+// OfflineTTL is how long messages are kept for absent devices; 0: not at all.
+func (t *Tenant) OfflineTTL() time.Duration { return t.seconds(offlineTTLSeconds) }
 
-// QueueTimeout is how long a call waits for its turn.
-func (t *Tenant) QueueTimeout() time.Duration {
-	if ms := t.Config().GetHookQueueTimeoutMs(); ms > 0 {
-		return time.Duration(ms) * time.Millisecond
-	}
-	return t.settings.HookQueueTimeout
-}
+// MaxConnections bounds the tenant's connections; 0 means no limit.
+func (t *Tenant) MaxConnections() int { return t.now.Load().ints[tenantConnections] }
 
-// Breaker is how many failures in a row open it, and for how long.
-func (t *Tenant) Breaker() (threshold int, open time.Duration) {
-	c := t.Config()
-	open = t.settings.BreakerOpen
-	if ms := c.GetHookBreakerOpenMs(); ms > 0 {
-		open = time.Duration(ms) * time.Millisecond
-	}
-	return positive(c.GetHookBreakerFailureThreshold(), t.settings.BreakerThreshold), open
-}
+// UserMaxConnections bounds one user's connections; 0 means no limit.
+func (t *Tenant) UserMaxConnections() int { return t.now.Load().ints[userConnections] }
 
-// HeartbeatTimeout is how long a connection may be silent.
-func (t *Tenant) HeartbeatTimeout() time.Duration {
-	s := t.Config().HeartbeatTimeoutSeconds
-	if s <= 0 {
-		return DefaultHeartbeatTimeout
-	}
-	return min(max(time.Duration(s)*time.Second, minHeartbeatTimeout), maxHeartbeatTimeout)
-}
-
-// OfflineTTL is how long messages are kept for absent devices. A tenant that
-// sets a negative one keeps nothing.
-func (t *Tenant) OfflineTTL() time.Duration {
-	switch s := t.Config().OfflineBufferTtlSeconds; {
-	case s < 0:
-		return 0
-	case s == 0:
-		return DefaultOfflineTTL
-	default:
-		return min(time.Duration(s)*time.Second, maxOfflineTTL)
-	}
-}
-
-// MaxConnections and the like are limits; 0 means none.
-func (t *Tenant) MaxConnections() int { return positive(t.Config().TenantMaxConnections, 0) }
-
-// UserMaxConnections bounds one user's devices; 0 means no limit.
-func (t *Tenant) UserMaxConnections() int { return positive(t.Config().UserMaxConnections, 0) }
-
-// MaxQPS bounds the tenant's messages per second; 0 means no limit.
-func (t *Tenant) MaxQPS() int { return positive(t.Config().TenantMaxMessageQps, 0) }
+// MaxQPS bounds the tenant's messages per second over all routers; 0 means no
+// limit.
+func (t *Tenant) MaxQPS() int { return t.now.Load().ints[tenantQPS] }
 
 // UserMaxQPS bounds one user's messages per second; 0 means no limit.
-func (t *Tenant) UserMaxQPS() int { return positive(t.Config().GetUserMaxMessageQps(), 0) }
+func (t *Tenant) UserMaxQPS() int { return t.now.Load().ints[userQPS] }
 
-// CheckEnabled: check-message is called (unset means yes).
-func (t *Tenant) CheckEnabled() bool {
-	c := t.Config()
-	return c.CheckMessageEnabled == nil || *c.CheckMessageEnabled
-}
+// CheckEnabled: check-message is called.
+func (t *Tenant) CheckEnabled() bool { return t.now.Load().bools[checkEnabled] }
+
+// EventsRequired: SENT waits for the broker.
+func (t *Tenant) EventsRequired() bool { return t.now.Load().bools[eventsRequired] }
 
 // OfflineHookPull: offline messages are pulled from the tenant on connect.
-func (t *Tenant) OfflineHookPull() bool { return t.Config().GetOfflineUseHookPull() }
+func (t *Tenant) OfflineHookPull() bool { return t.now.Load().bools[offlineHookPull] }

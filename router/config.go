@@ -1,0 +1,135 @@
+package router
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+
+	"github.com/mics-im/mics/internal/buildinfo"
+	"github.com/mics-im/mics/internal/config"
+	"github.com/mics-im/mics/internal/telemetry"
+	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/pipeline"
+	"github.com/mics-im/mics/router/internal/tenant"
+)
+
+// Memory is the value of REDIS__CONNECTION that keeps routes in this process:
+// for a cluster with one router.
+const Memory = "memory"
+
+// Config is a router's configuration. Get one from LoadConfig.
+type Config struct {
+	// NodeID names this router among all routers.
+	NodeID string
+	// InternalListen serves gateways, other routers, /healthz, /readyz and
+	// /metrics.
+	InternalListen string
+	// PublicEndpoint is the base URL at which gateways and routers reach this
+	// very router; empty: made from where it listens.
+	PublicEndpoint string
+	// Redis is REDIS__CONNECTION, or Memory.
+	Redis string
+	// Version labels this router in the directory; empty: that of the build.
+	Version string
+
+	tenants   tenant.Source
+	offline   offline.Limits
+	messages  pipeline.Limits
+	Telemetry telemetry.Config
+}
+
+// Bounds of settings, against slips of the finger.
+const (
+	maxBytes   = 1 << 40
+	maxEntries = 1 << 28
+	// maxBody leaves room for a batch of messages in one RPC message.
+	maxBody = 32 << 20
+)
+
+// LoadConfig reads the configuration from flags and, through lookup, from the
+// environment. An error wraps config.ErrInvalid or, when usage was asked for
+// (its text is then the usage), config.ErrHelp.
+func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, error) {
+	c := Config{
+		offline: offline.Limits{MaxMessagesPerUser: 128, MaxBytesPerUser: 1 << 20},
+		messages: pipeline.Limits{
+			MaxMessageBytes: 1 << 20, GroupChunk: 256, GroupMaxUsers: 200_000, GroupMaxBuffered: 1024,
+			TenantMaxInFlight: 10_000, DedupEntries: 2_000_000,
+		},
+	}
+	total := 256 << 20
+	s := config.New("mics-router")
+	s.String(&c.NodeID, "NODE_ID", config.HostName(), "name of this router")
+	s.String(&c.InternalListen, "INTERNAL_LISTEN", ":9080", "address for gateways, routers, /healthz, /readyz and /metrics")
+	s.String(&c.PublicEndpoint, "PUBLIC_ENDPOINT", "", "base URL at which gateways and routers reach this very router (default: from where it listens)")
+	s.String(&c.Redis, "REDIS__CONNECTION", "", "Redis: redis:// URL, or host:port,password=…; or the word memory with a single router (required)")
+	s.String(&c.Version, "VERSION", "", "version in the directory (default: that of the build)")
+	c.tenants.Register(s)
+	s.Int(&c.messages.MaxMessageBytes, "MAX_MESSAGE_BYTES", config.Bound{Min: 1, Max: maxBody}, "largest body of a message")
+	s.Int(&c.messages.GroupChunk, "GROUP_ROUTE_CHUNK_SIZE", config.Bound{Min: 1, Max: 10_000}, "members of one route look-up")
+	s.Int(&c.messages.GroupMaxUsers, "GROUP_MEMBERS_MAX_USERS", config.Bound{Min: 1, Max: 10_000_000}, "largest group")
+	s.Int(&c.messages.GroupMaxBuffered, "GROUP_OFFLINE_BUFFER_MAX_USERS", config.Bound{Min: 1, Max: 10_000_000}, "absent members of a group message that get a buffer entry")
+	s.Int(&c.messages.TenantMaxInFlight, "TENANT_MAX_IN_FLIGHT", config.Bound{Min: 1, Max: 10_000_000}, "messages of one tenant under way at once")
+	s.Int(&c.messages.DedupEntries, "DEDUP_MAX_ENTRIES", config.Bound{Min: 1, Max: maxEntries}, "messages remembered for recognising repeats (about 40 bytes each)")
+	s.Int(&c.offline.MaxMessagesPerUser, "OFFLINE_BUFFER_MAX_MESSAGES_PER_USER", config.Bound{Min: 0, Max: 1_000_000}, "messages kept for one absent user")
+	s.Int(&c.offline.MaxBytesPerUser, "OFFLINE_BUFFER_MAX_BYTES_PER_USER", config.Bound{Min: 0, Max: maxBytes}, "bytes kept for one absent user")
+	s.Int(&total, "OFFLINE_BUFFER_MAX_BYTES", config.Bound{Min: 0, Max: maxBytes}, "bytes kept for all absent users")
+	c.Telemetry.Register(s)
+	s.Check(func() error { return c.check() })
+	if err := s.Parse(args, lookup); err != nil {
+		if errors.Is(err, config.ErrHelp) {
+			err = helpText("mics-router routes the messages of a MICS cluster.\n\nSettings, as flags or [environment variables]:\n" + s.Usage())
+		}
+		return Config{}, err
+	}
+	c.offline.MaxBytes = int64(total)
+	return c, nil
+}
+
+// helpText is the usage, returned as an error.
+type helpText string
+
+func (h helpText) Error() string { return string(h) }
+func (helpText) Unwrap() error   { return config.ErrHelp }
+
+func (c Config) check() error {
+	var problems []error
+	if c.NodeID == "" || len(c.NodeID) > 128 || strings.ContainsAny(c.NodeID, "\x00\r\n") {
+		problems = append(problems, errors.New("NODE_ID: must be 1 to 128 bytes on one line"))
+	}
+	if c.Redis == "" {
+		problems = append(problems, errors.New("REDIS__CONNECTION: required: where Redis is, or the word memory"))
+	}
+	if c.PublicEndpoint != "" {
+		u, err := url.Parse(c.PublicEndpoint)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			problems = append(problems, fmt.Errorf("PUBLIC_ENDPOINT: %q is no http:// or https:// base URL", c.PublicEndpoint))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (c Config) withDefaults() Config {
+	c.Version = cmp.Or(c.Version, buildinfo.Version())
+	c.Telemetry.Service = cmp.Or(c.Telemetry.Service, "mics-router")
+	c.Telemetry.NodeID = cmp.Or(c.Telemetry.NodeID, c.NodeID)
+	return c
+}
+
+// endpoint is where others reach this router, which listens at addr.
+func (c Config) endpoint(addr net.Addr) string {
+	if c.PublicEndpoint != "" {
+		return strings.TrimSuffix(c.PublicEndpoint, "/")
+	}
+	host, port, err := net.SplitHostPort(addr.String())
+	if err != nil {
+		return "http://" + addr.String()
+	}
+	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+		host = config.HostName()
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}

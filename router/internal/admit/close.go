@@ -1,0 +1,231 @@
+package admit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/mics-im/mics/internal/fault"
+	"github.com/mics-im/mics/internal/frame"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
+	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/route"
+)
+
+const (
+	// closeTimeout bounds a batch; the gateway says it again after an error.
+	closeTimeout = 10 * time.Second
+	// closeAtOnce is how many sessions of a batch hand messages back at once.
+	closeAtOnce = 16
+)
+
+// CloseSessions takes routes away and keeps what was not delivered. When it
+// returns nil everything is stored; after an error all of it may be said again.
+// A gateway whose lease has run out is heard too: its changes apply only where
+// its session is still the device's latest. passedOn: another router has told
+// all the others.
+func (a *Admitter) CloseSessions(ctx context.Context, req *routerv1.CloseSessionsRequest, passedOn bool) error {
+	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+	defer cancel()
+	node := ref(req.GetGateway())
+	var released, ended []route.Change
+	var handing, never []*routerv1.ClosedSession
+	for _, s := range req.Sessions {
+		change := a.change(node, s)
+		switch {
+		case s.NeverOpened:
+			never = append(never, s)
+		case change.Key.Check() != nil:
+			return fault.New(fault.Invalid, "tenant_id, user_id and device_id are required")
+		case s.Stage == routerv1.ClosedSession_STAGE_RELEASE:
+			change.To = route.Closing
+			released = append(released, change)
+		case s.Stage != routerv1.ClosedSession_STAGE_FINAL:
+			return fault.New(fault.Invalid, "unknown stage")
+		case len(s.Undelivered) > 0:
+			handing = append(handing, s)
+		default:
+			ended = append(ended, change)
+		}
+	}
+	// In this order: both stages of one session may be in one batch.
+	for _, changes := range [][]route.Change{released, ended} {
+		if len(changes) == 0 {
+			continue
+		}
+		if _, err := a.opts.Routes.Change(ctx, changes); err != nil {
+			return fault.Wrap(fault.Unavailable, "change routes", err)
+		}
+	}
+	for _, c := range append(released, ended...) {
+		a.ledger.forget(route.Location{Node: c.Node, Session: c.Session})
+	}
+	return errors.Join(
+		each(handing, func(s *routerv1.ClosedSession) error { return a.handBack(ctx, node, s) }),
+		a.neverOpened(ctx, req.GetGateway(), never, passedOn),
+	)
+}
+
+func (a *Admitter) change(node route.NodeRef, s *routerv1.ClosedSession) route.Change {
+	c := route.Change{
+		Key:  route.DeviceKey{UserKey: route.UserKey{Tenant: s.TenantId, User: s.UserId}, Device: s.DeviceId},
+		Node: node, Session: s.SessionId, Epoch: s.Epoch, To: route.Ghost,
+	}
+	if t, ok := a.opts.Tenant(s.TenantId); ok {
+		c.GhostTTL = t.OfflineTTL()
+	}
+	return c
+}
+
+// each runs f for every item, a few at once, and joins the errors.
+func each[T any](items []T, f func(T) error) error {
+	var mu sync.Mutex
+	var errs []error
+	var wg sync.WaitGroup
+	places := make(chan struct{}, closeAtOnce)
+	for _, it := range items {
+		places <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-places }()
+			if err := f(it); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, err)
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// handBack ends one session and keeps what its device has not got, before
+// anything that came later. The user's lock keeps a device that connects at the
+// same time behind it.
+func (a *Admitter) handBack(ctx context.Context, node route.NodeRef, s *routerv1.ClosedSession) error {
+	c := a.change(node, s)
+	unlock, err := a.locks.lock(ctx, c.Key.UserKey)
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, "wait for the user's other sessions", err)
+	}
+	defer unlock()
+	if _, err := a.opts.Routes.Change(ctx, []route.Change{c}); err != nil {
+		return fault.Wrap(fault.Unavailable, "change routes", err)
+	}
+	a.ledger.forget(route.Location{Node: node, Session: s.SessionId})
+	a.opts.Stats.HandedBack.Add(int64(len(s.Undelivered)))
+	return a.keep(ctx, c.Key, messages(s.Undelivered))
+}
+
+// keep puts messages in front of the device's buffer, in their order. What the
+// device must get live, because it is back already, is on its way when keep
+// returns, and the dispatcher keeps a copy: waiting for more could be waiting
+// for the very gateway that waits for this answer.
+func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispatch.Message) error {
+	keeps := false
+	if t, ok := a.opts.Tenant(key.Tenant); ok {
+		keeps = t.OfflineTTL() > 0
+	}
+	results := make(chan dispatch.BufferResult, len(msgs)) // none blocks
+	for _, m := range msgs {
+		a.opts.Buffer.Put(dispatch.BufferEntry{
+			Key: key.UserKey, Devices: []string{key.Device}, Message: m, Front: true,
+			Done: func(r dispatch.BufferResult) {
+				if r == dispatch.Online {
+					a.opts.Dispatcher.SendTo(key, m, func(res dispatch.Result) { a.opts.Stats.Lost.Add(int64(res.Skipped)) })
+				}
+				results <- r
+			},
+		})
+	}
+	lost := 0
+	for range msgs {
+		select {
+		case r := <-results:
+			if r == dispatch.NotKept {
+				lost++
+			}
+		case <-ctx.Done():
+			return fault.Wrap(fault.Unavailable, "keep what was not delivered", ctx.Err())
+		}
+	}
+	// Elsewhere the home may only have been out of reach, and whoever handed it
+	// back can say it again to the next one.
+	if _, self := a.opts.Directory.Home(key.UserKey); lost > 0 && keeps && !self {
+		return fault.New(fault.Unavailable, "the user's home router keeps nothing now")
+	}
+	a.opts.Stats.Lost.Add(int64(lost))
+	return nil
+}
+
+// neverOpened gives up sessions whose openings got no answer. Nobody but their
+// homes knows whose they are, and any router may hold copies of what they had
+// accepted, so everybody is told. What such a session hands back needs no
+// keeping: the routers that sent it have it still.
+func (a *Admitter) neverOpened(ctx context.Context, gateway *gatewayv1.GatewayRef, sessions []*routerv1.ClosedSession, passedOn bool) error {
+	if len(sessions) == 0 {
+		return nil
+	}
+	err := each(sessions, func(s *routerv1.ClosedSession) error {
+		return a.abandon(ctx, route.Location{Node: ref(gateway), Session: s.SessionId})
+	})
+	if passedOn {
+		return err
+	}
+	var others []route.Router
+	for _, r := range a.opts.Directory.Routers() {
+		if r.ID != a.opts.Self.ID {
+			others = append(others, r)
+		}
+	}
+	return errors.Join(err, each(others, func(r route.Router) error {
+		req := connect.NewRequest(&routerv1.CloseSessionsRequest{Gateway: gateway, Sessions: sessions})
+		req.Header().Set(PassedOnHeader, "1")
+		if _, err := a.opts.Router(r).CloseSessions(ctx, req); err != nil {
+			return fault.Wrap(fault.Unavailable, fmt.Sprintf("tell router %s", r.ID), err)
+		}
+		return nil
+	}))
+}
+
+// PassedOnHeader marks a CloseSessions that one router passes on to the others.
+const PassedOnHeader = "Mics-Passed-On"
+
+// abandon gives one opening up, whether it has been admitted or is about to be.
+func (a *Admitter) abandon(ctx context.Context, loc route.Location) error {
+	adm := a.ledger.abandon(loc)
+	if adm == nil {
+		a.opts.Dispatcher.Abandon(loc)
+		return nil
+	}
+	if err := a.undo(ctx, adm); err != nil {
+		return fault.Wrap(fault.Unavailable, "change routes", err)
+	}
+	return nil
+}
+
+// messages reads what a session gives back.
+func messages(undelivered []*gatewayv1.Undelivered) []*dispatch.Message {
+	out := make([]*dispatch.Message, 0, len(undelivered))
+	for _, u := range undelivered {
+		m := &dispatch.Message{Bytes: u.Message, Unmoderated: u.Unmoderated}
+		if len(u.Key) == len(m.Key) {
+			copy(m.Key[:], u.Key)
+		} else if h, err := frame.ParseMessage(u.Message); err == nil {
+			m.Key = frame.Key(h)
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// keyBytes is a key for the wire; one that names nothing is left out.
+func keyBytes(k [16]byte) []byte {
+	if k == ([16]byte{}) {
+		return nil
+	}
+	return k[:]
+}

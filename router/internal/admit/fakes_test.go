@@ -1,0 +1,413 @@
+package admit
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/mics-im/mics/internal/telemetry"
+	"github.com/mics-im/mics/internal/testkit"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	"github.com/mics-im/mics/proto/mics/gateway/v1/gatewayv1connect"
+	hookv1 "github.com/mics-im/mics/proto/mics/hook/v1"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
+	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
+	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/memstore"
+	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/peer"
+	"github.com/mics-im/mics/router/internal/route"
+	"github.com/mics-im/mics/router/internal/stats"
+	"github.com/mics-im/mics/router/internal/tenant"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+var errDown = errors.New("down")
+
+// cluster is what the admitters of its routers share: the store and gateways.
+type cluster struct {
+	t     *testing.T
+	store *memstore.Store
+	nodes []*node
+
+	mu      sync.Mutex
+	dead    map[route.NodeRef]bool                                                     // guarded by mu
+	windows map[route.Location][]*gatewayv1.Undelivered                                // guarded by mu: open sessions
+	asked   []*gatewayv1.HandoverRequest                                               // guarded by mu
+	slow    map[string]time.Duration                                                   // guarded by mu: gateway → its handovers
+	auth    func(token, device string) (*hookv1.AuthResponse, error)                   // set before use
+	page    func(*hookv1.GetOfflineMessagesRequest) *hookv1.GetOfflineMessagesResponse // set before use
+}
+
+// node is one router of the cluster, with everything but its network.
+type node struct {
+	*Admitter
+	c       *cluster
+	self    route.Router
+	store   *faulty
+	offline *offline.Buffer
+	buffer  *peer.Buffer
+	tenants *tenant.Registry
+	stats   *stats.Stats
+	close   func()
+
+	mu        sync.Mutex
+	held      []*dispatch.Message // guarded by mu
+	full      bool                // guarded by mu: Hold refuses
+	reclaimed []*dispatch.Message // guarded by mu: what Reclaim returns
+	gated     int                 // guarded by mu: Reclaims not done
+	abandoned []route.Location    // guarded by mu
+	sent      []string            // guarded by mu: by SendTo
+	lastID    uint64              // guarded by mu
+}
+
+// faulty is the store as one router sees it.
+type faulty struct {
+	route.Store
+	fail func(call string) error
+}
+
+func (f *faulty) Bind(ctx context.Context, key route.DeviceKey, loc route.Location, version uint8) (uint64, *route.Record, error) {
+	if err := f.fail("bind"); err != nil {
+		return 0, nil, err
+	}
+	return f.Store.Bind(ctx, key, loc, version)
+}
+
+func (f *faulty) Change(ctx context.Context, changes []route.Change) ([]bool, error) {
+	if err := f.fail("change"); err != nil {
+		return nil, err
+	}
+	return f.Store.Change(ctx, changes)
+}
+
+func (f *faulty) AcquireConn(ctx context.Context, tenant string, n route.NodeRef, limit int, live []route.NodeRef) (bool, int, error) {
+	if err := f.fail("acquire"); err != nil {
+		return false, 0, err
+	}
+	return f.Store.AcquireConn(ctx, tenant, n, limit, live)
+}
+
+func newCluster(t *testing.T, routers int) *cluster {
+	t.Helper()
+	c := &cluster{
+		t: t, store: memstore.New(), dead: map[route.NodeRef]bool{}, windows: map[route.Location][]*gatewayv1.Undelivered{}, slow: map[string]time.Duration{},
+		auth: func(token, _ string) (*hookv1.AuthResponse, error) {
+			return &hookv1.AuthResponse{Ok: true, UserId: token}, nil
+		},
+	}
+	for i := range routers {
+		c.nodes = append(c.nodes, c.router(fmt.Sprint("r", i+1)))
+	}
+	return c
+}
+
+func (c *cluster) close() {
+	for _, n := range c.nodes {
+		n.close()
+	}
+}
+
+func (c *cluster) router(id string) *node {
+	n := &node{c: c, self: route.Router{NodeRef: route.NodeRef{ID: id, Incarnation: 1}}}
+	n.store = &faulty{Store: c.store, fail: func(string) error { return nil }}
+	auth, _ := json.Marshal(map[string]string{"a": "http://127.0.0.1:1"})
+	var err error
+	if n.tenants, err = tenant.New(tenant.Source{AuthMap: string(auth), Settings: tenant.DefaultSettings}); err != nil {
+		c.t.Fatal(err)
+	}
+	tel, err := telemetry.New(context.Background(), telemetry.Config{LogWriter: io.Discard})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	n.stats = stats.New(tel)
+	n.offline = offline.New(offline.Limits{MaxMessagesPerUser: 10, MaxBytesPerUser: 1 << 20, MaxBytes: 1 << 20}, func(string, offline.Drop, int) {})
+	n.buffer = peer.NewBuffer(peer.Options{
+		Directory: n, Local: n.offline, Lookup: c.store.LookupFresh,
+		Client: func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
+		TTL:    func(string) time.Duration { return time.Hour },
+	})
+	n.Admitter = New(Options{
+		Self: n.self, Directory: n, Routes: NewCounted(n.store, n.stats, tel.Log), Tenant: n.tenants.Get, Hooks: c, Dispatcher: n,
+		Offline: n.offline, Buffer: n.buffer,
+		Peer:            func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
+		Router:          func(to route.Router) routerv1connect.RouterServiceClient { return routerWire{to: c.named(to.ID)} },
+		Gateway:         func(to route.Node) gatewayv1connect.GatewayServiceClient { return gatewayWire{c: c, node: to.NodeRef} },
+		MaxMessageBytes: 100, Stats: n.stats, Log: tel.Log, Tracer: tel.Tracer,
+	})
+	n.close = func() {
+		n.Close()
+		n.buffer.Close()
+	}
+	return n
+}
+
+func (c *cluster) named(id string) *node {
+	for _, n := range c.nodes {
+		if n.self.ID == id {
+			return n
+		}
+	}
+	return nil
+}
+
+// The directory: everybody's home is the last router.
+
+func (n *node) Alive(r route.NodeRef) bool {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	return !n.c.dead[r]
+}
+func (n *node) Gateway(r route.NodeRef) (route.Node, bool) { return route.Node{NodeRef: r}, n.Alive(r) }
+func (n *node) Refs() []route.NodeRef                      { return []route.NodeRef{g(1), g(2)} }
+func (n *node) Home(route.UserKey) (route.Router, bool) {
+	home := n.c.nodes[len(n.c.nodes)-1]
+	return home.self, home == n
+}
+func (n *node) Routers() []route.Router {
+	var out []route.Router
+	for _, r := range n.c.nodes {
+		out = append(out, r.self)
+	}
+	return out
+}
+
+// The dispatcher.
+
+func (n *node) Hold(_ route.DeviceKey, _ route.Location, msgs []*dispatch.Message) ([]uint64, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.full && len(msgs) > 0 {
+		return nil, false
+	}
+	if n.gated != 1 {
+		n.c.t.Error("a backlog is held while live messages may overtake it")
+	}
+	ids := make([]uint64, len(msgs))
+	for i := range msgs {
+		n.lastID++
+		ids[i] = n.lastID
+	}
+	n.held = append(n.held, msgs...)
+	return ids, true
+}
+
+func (n *node) Abandon(loc route.Location) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.abandoned = append(n.abandoned, loc)
+}
+
+func (n *node) SendTo(_ route.DeviceKey, m *dispatch.Message, done func(dispatch.Result)) {
+	n.mu.Lock()
+	n.sent = append(n.sent, text(m.Bytes))
+	n.mu.Unlock()
+	done(dispatch.Result{Delivered: 1})
+}
+
+func (n *node) Reclaim(context.Context, route.DeviceKey, func(route.Location) bool) ([]*dispatch.Message, func(), error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.gated++
+	return n.reclaimed, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.gated--
+	}, nil
+}
+
+// The hooks.
+
+func (c *cluster) Authenticate(_ context.Context, _ *tenant.Tenant, token, device string) (*hookv1.AuthResponse, error) {
+	return c.auth(token, device)
+}
+
+func (c *cluster) OfflinePage(_ context.Context, _ *tenant.Tenant, req *hookv1.GetOfflineMessagesRequest) (*hookv1.GetOfflineMessagesResponse, error) {
+	return c.page(req), nil
+}
+
+// The network.
+
+type wire struct {
+	routerv1connect.PeerServiceClient
+	to *node
+}
+
+func (w wire) Admit(ctx context.Context, req *connect.Request[routerv1.AdmitRequest]) (*connect.Response[routerv1.AdmitResponse], error) {
+	res, err := w.to.Admit(ctx, req.Msg)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(res), nil
+}
+
+func (w wire) Buffer(ctx context.Context, req *connect.Request[routerv1.BufferRequest]) (*connect.Response[routerv1.BufferResponse], error) {
+	return connect.NewResponse(w.to.buffer.KeepAll(ctx, req.Msg)), nil
+}
+
+type routerWire struct {
+	routerv1connect.RouterServiceClient
+	to *node
+}
+
+func (w routerWire) CloseSessions(ctx context.Context, req *connect.Request[routerv1.CloseSessionsRequest]) (*connect.Response[routerv1.CloseSessionsResponse], error) {
+	if err := w.to.CloseSessions(ctx, req.Msg, req.Header().Get(PassedOnHeader) != ""); err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(&routerv1.CloseSessionsResponse{}), nil
+}
+
+type gatewayWire struct {
+	gatewayv1connect.GatewayServiceClient
+	c    *cluster
+	node route.NodeRef
+}
+
+func (w gatewayWire) Handover(ctx context.Context, req *connect.Request[gatewayv1.HandoverRequest]) (*connect.Response[gatewayv1.HandoverResponse], error) {
+	w.c.mu.Lock()
+	w.c.asked = append(w.c.asked, req.Msg)
+	wait := w.c.slow[w.node.ID]
+	w.c.mu.Unlock()
+	select {
+	case <-time.After(wait):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	w.c.mu.Lock()
+	defer w.c.mu.Unlock()
+	loc := route.Location{Node: w.node, Session: req.Msg.SessionId}
+	window, found := w.c.windows[loc]
+	delete(w.c.windows, loc)
+	return connect.NewResponse(&gatewayv1.HandoverResponse{Found: found, Undelivered: window, RecentKeys: []byte("0123456789abcdef")}), nil
+}
+
+// Shorthands.
+
+func g(i int) route.NodeRef { return route.NodeRef{ID: fmt.Sprint("g", i), Incarnation: 7} }
+
+func wireRef(n route.NodeRef) *gatewayv1.GatewayRef {
+	return &gatewayv1.GatewayRef{NodeId: n.ID, Incarnation: n.Incarnation}
+}
+
+var phone = route.DeviceKey{UserKey: route.UserKey{Tenant: "a", User: "ann"}, Device: "phone"}
+
+// open asks the router to open a session of tenant a on gateway i.
+func (n *node) open(i int, session uint64, user, device string) (*routerv1.OpenSessionResponse, error) {
+	return n.OpenSession(context.Background(), &routerv1.OpenSessionRequest{
+		Gateway: wireRef(g(i)), SessionId: session, TenantId: "a", Token: user, DeviceId: device, Version: 2,
+	})
+}
+
+// opens is open that must succeed.
+func (n *node) opens(i int, session uint64, user, device string) *routerv1.OpenSessionResponse {
+	n.c.t.Helper()
+	res, err := n.open(i, session, user, device)
+	if err != nil || res.Refusal != nil {
+		n.c.t.Fatalf("open: %v, %v", res, err)
+	}
+	return res
+}
+
+// refused is open that must be refused.
+func (n *node) refused(i int, session uint64, user, device string, code int32, reason string) {
+	n.c.t.Helper()
+	res, err := n.open(i, session, user, device)
+	if err != nil || res.Refusal.GetCloseCode() != code || res.Refusal.GetReason() != reason {
+		n.c.t.Errorf("got %v, %v, want %d %s", res, err, code, reason)
+	}
+}
+
+func closed(session, epoch uint64, stage routerv1.ClosedSession_Stage, undelivered ...*gatewayv1.Undelivered) *routerv1.ClosedSession {
+	return &routerv1.ClosedSession{
+		SessionId: session, TenantId: "a", UserId: "ann", DeviceId: "phone", Epoch: epoch, Stage: stage, Undelivered: undelivered,
+	}
+}
+
+// closes says that sessions of gateway i have ended.
+func (n *node) closes(i int, sessions ...*routerv1.ClosedSession) {
+	n.c.t.Helper()
+	if err := n.CloseSessions(context.Background(), &routerv1.CloseSessionsRequest{Gateway: wireRef(g(i)), Sessions: sessions}, false); err != nil {
+		n.c.t.Fatal(err)
+	}
+}
+
+// conns is how many connections of tenant a are counted on gateway i.
+func (c *cluster) conns(i int) int {
+	c.t.Helper()
+	_, n, err := c.store.AcquireConn(context.Background(), "a", g(i), 0, nil)
+	if err == nil {
+		err = c.store.ReleaseConns(context.Background(), "a", g(i), 1)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return n
+}
+
+func (c *cluster) record(key route.DeviceKey) *route.Record {
+	records, err := c.store.LookupFresh(context.Background(), key.UserKey)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, r := range records {
+		if r.Device == key.Device {
+			return &r
+		}
+	}
+	return nil
+}
+
+// undelivered has its text as message and as key.
+func undelivered(texts ...string) []*gatewayv1.Undelivered {
+	var out []*gatewayv1.Undelivered
+	for _, s := range texts {
+		k := key(s)
+		out = append(out, &gatewayv1.Undelivered{Message: []byte(s), Key: k[:]})
+	}
+	return out
+}
+
+func key(s string) (k [16]byte) {
+	copy(k[:], s)
+	return k
+}
+
+func (n *node) keeps(texts ...string) {
+	for _, s := range texts {
+		n.offline.Put(phone.UserKey, offline.Entry{Message: offline.Message{Bytes: []byte(s), Key: key(s)}, Devices: []string{"phone"}, TTL: time.Hour})
+	}
+}
+
+func text(b []byte) string { return string(b) }
+
+func texts(u []*gatewayv1.Undelivered) []string {
+	var out []string
+	for _, m := range u {
+		out = append(out, text(m.Message))
+	}
+	return out
+}
+
+// kept is what the router's buffer has for the phone; it is taken.
+func (n *node) kept() []string {
+	var out []string
+	for _, m := range n.offline.Take(phone) {
+		out = append(out, text(m.Bytes))
+	}
+	return out
+}
+
+func same(t *testing.T, what string, got []string, want ...string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("%s: got %q, want %q", what, got, want)
+	}
+}

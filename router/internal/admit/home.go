@@ -1,0 +1,216 @@
+package admit
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/mics-im/mics/internal/fault"
+	"github.com/mics-im/mics/internal/telemetry"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
+	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/route"
+	"github.com/mics-im/mics/router/internal/stats"
+)
+
+const (
+	// admitTimeout bounds an admission; it goes on when the caller has given up,
+	// because a step taken halfway is worse than one taken back.
+	admitTimeout = 5 * time.Second
+	// handoverTimeout bounds the wait for the old session's gateway.
+	handoverTimeout = time.Second
+)
+
+// admit lets an authenticated connection in: this router is its user's home.
+// The route is registered before the buffer is taken, and the buffer looks at
+// the routes after it has put something in: between the two orders no message
+// is stranded (DESIGN section 5).
+func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitResponse, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), admitTimeout)
+	defer cancel()
+	unlock, err := a.locks.lock(ctx, o.key.UserKey)
+	if err != nil {
+		return refusal(codeAuth, textUnavailable), nil
+	}
+	defer unlock()
+	switch known, abandoned := a.ledger.look(o.loc); {
+	case abandoned:
+		return nil, errAbandoned
+	case known != nil && known.key == o.key:
+		return known.res, nil
+	case known != nil:
+		return nil, fault.New(fault.Invalid, "this session was opened for another device")
+	}
+	if refused := a.limit(ctx, o); refused != nil {
+		return refused, nil
+	}
+	epoch, prev, err := a.opts.Routes.Bind(ctx, o.key, o.loc, o.version)
+	if err != nil {
+		a.giveBack(ctx, o)
+		return a.unavailable(ctx, o, err), nil
+	}
+	res := &routerv1.AdmitResponse{Epoch: epoch, RouterId: a.opts.Self.ID, RouterIncarnation: a.opts.Self.Incarnation}
+	kept, ok := a.backlog(ctx, o, prev, res)
+	if !ok {
+		return refusal(codeAuth, textUnavailable), nil
+	}
+	adm := &admission{opening: o, epoch: epoch, res: res}
+	if !a.ledger.admit(adm) {
+		if err := a.undo(ctx, adm); err != nil {
+			return nil, fault.Wrap(fault.Unavailable, "take an abandoned session back", err)
+		}
+		return nil, errAbandoned
+	}
+	a.opts.Stats.Drained.Add(int64(kept))
+	if o.tenant.OfflineHookPull() {
+		a.pull(o)
+	}
+	return res, nil
+}
+
+// errAbandoned answers an opening that its gateway has given up.
+var errAbandoned = fault.New(fault.FailedPrecondition, "the gateway has given this session up")
+
+// backlog puts into res what the device must get before anything else, in this
+// order: what the session had that is replaced, what the routers' copies say a
+// dead gateway had, what was kept while the device was absent. It returns how
+// many were kept; not ok: the admission has been taken back.
+func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (kept int, ok bool) {
+	msgs := a.takeOver(ctx, o, prev, res)
+	reclaimed, done, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool { return !a.opts.Directory.Alive(at.Node) })
+	if err != nil {
+		a.takeBack(ctx, o, res.Epoch, msgs)
+		return 0, false
+	}
+	defer done()
+	msgs = append(msgs, reclaimed...)
+	buffered := a.opts.Offline.Take(o.key)
+	for _, m := range buffered {
+		msgs = append(msgs, &dispatch.Message{Bytes: m.Bytes, Unmoderated: m.Unmoderated, Key: m.Key})
+	}
+	ids, ok := a.opts.Dispatcher.Hold(o.key, o.loc, msgs)
+	if !ok {
+		a.takeBack(ctx, o, res.Epoch, msgs)
+		return 0, false
+	}
+	for i, m := range msgs {
+		res.Backlog = append(res.Backlog, &gatewayv1.Undelivered{
+			Message: m.Bytes, Unmoderated: m.Unmoderated, Key: keyBytes(m.Key), Id: ids[i],
+		})
+	}
+	return len(buffered), true
+}
+
+// limit counts the connection, or says why it may not be. An older session of
+// the same device does not count: it is about to be replaced.
+func (a *Admitter) limit(ctx context.Context, o opening) *routerv1.AdmitResponse {
+	perUser, perTenant := o.tenant.UserMaxConnections(), o.tenant.MaxConnections()
+	others, replaces := 0, 0
+	if perUser > 0 || perTenant > 0 {
+		records, err := a.opts.Routes.LookupFresh(ctx, o.key.UserKey)
+		if err != nil {
+			return a.unavailable(ctx, o, err)
+		}
+		others, replaces = a.count(records, o.key.Device)
+	}
+	if perUser > 0 && others >= perUser {
+		a.opts.Stats.Limited(o.key.Tenant, stats.KindUserConnections, perUser, others)
+		return refusal(codeLimit, textUserLimit)
+	}
+	limit := perTenant
+	if limit > 0 {
+		limit += replaces
+	}
+	ok, current, err := a.opts.Routes.AcquireConn(ctx, o.key.Tenant, o.loc.Node, limit, a.opts.Directory.Refs())
+	if err != nil {
+		return a.unavailable(ctx, o, err)
+	}
+	if !ok {
+		a.opts.Stats.Limited(o.key.Tenant, stats.KindTenantConnections, perTenant, current)
+		return refusal(codeLimit, textTenantLimit)
+	}
+	return nil
+}
+
+// count tells how many other devices of the user are connected, and whether the
+// device itself still holds a place among the tenant's connections.
+func (a *Admitter) count(records []route.Record, device string) (others, replaces int) {
+	for _, r := range records {
+		switch {
+		case r.State == route.Ghost || !a.opts.Directory.Alive(r.Node):
+		case r.Device == device:
+			replaces = 1
+		case r.State == route.Live:
+			others++
+		}
+	}
+	return others, replaces
+}
+
+// unavailable refuses a connection because the store did not answer.
+func (a *Admitter) unavailable(ctx context.Context, o opening, err error) *routerv1.AdmitResponse {
+	a.opts.Log.WarnContext(ctx, "admission_failed", telemetry.TenantID, o.key.Tenant, "err", err)
+	return refusal(codeAuth, textUnavailable)
+}
+
+// giveBack undoes limit.
+func (a *Admitter) giveBack(ctx context.Context, o opening) {
+	if err := a.opts.Routes.ReleaseConns(context.WithoutCancel(ctx), o.key.Tenant, o.loc.Node, 1); err != nil {
+		a.opts.Stats.ReleasesFailed.Inc()
+	}
+}
+
+// takeOver ends the session that this one replaces and returns what its device
+// has not got.
+func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) []*dispatch.Message {
+	if prev == nil || prev.State == route.Ghost || prev.Location() == o.loc || !a.opts.Directory.Alive(prev.Node) {
+		return nil
+	}
+	node, ok := a.opts.Directory.Gateway(prev.Node)
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	got, err := a.opts.Gateway(node).Handover(ctx, connect.NewRequest(&gatewayv1.HandoverRequest{
+		GatewayIncarnation: prev.Node.Incarnation, SessionId: prev.Session, CloseCode: codeReplaced, CloseReason: textReplaced,
+	}))
+	if err != nil {
+		// The routers' own copies of what it held stay until it confirms or is gone.
+		a.opts.Log.WarnContext(ctx, "handover_failed", telemetry.TenantID, o.key.Tenant, "gateway", prev.Node.ID, "err", err)
+		return nil
+	}
+	res.RecentKeys = got.Msg.RecentKeys
+	return messages(got.Msg.Undelivered)
+}
+
+// takeBack undoes an admission that could not be completed: the device is
+// absent, and what was to be its backlog is kept for it.
+func (a *Admitter) takeBack(ctx context.Context, o opening, epoch uint64, backlog []*dispatch.Message) {
+	err := a.ghost(ctx, o, epoch)
+	if err == nil {
+		err = a.keep(ctx, o.key, backlog)
+	}
+	if err != nil {
+		a.opts.Log.ErrorContext(ctx, "admission_not_undone", telemetry.TenantID, o.key.Tenant, "messages", len(backlog), "err", err)
+	}
+}
+
+// undo takes a completed admission back: its session never came to be.
+func (a *Admitter) undo(ctx context.Context, adm *admission) error {
+	if err := a.ghost(ctx, adm.opening, adm.epoch); err != nil {
+		return err
+	}
+	a.opts.Dispatcher.Abandon(adm.loc)
+	a.ledger.forget(adm.loc)
+	return nil
+}
+
+// ghost makes the device absent, unless it is somewhere else already.
+func (a *Admitter) ghost(ctx context.Context, o opening, epoch uint64) error {
+	_, err := a.opts.Routes.Change(ctx, []route.Change{{
+		Key: o.key, Node: o.loc.Node, Session: o.loc.Session, Epoch: epoch, To: route.Ghost, GhostTTL: o.tenant.OfflineTTL(),
+	}})
+	return err
+}

@@ -1,0 +1,107 @@
+package admit
+
+import (
+	"sync"
+	"time"
+
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
+	"github.com/mics-im/mics/router/internal/route"
+)
+
+const (
+	// remembered is how long an admission can be repeated or taken back: longer
+	// than a gateway goes on asking.
+	remembered = 15 * time.Second
+	// maxRemembered bounds the table; the oldest goes first.
+	maxRemembered = 1 << 17
+)
+
+// ledger remembers what became of the openings of late. A gateway that got no
+// answer asks again, and gets the same answer: the same epoch, the same backlog
+// under the same ids. Or it gives up and says never_opened, possibly before the
+// opening has come to its end here: then it comes to nothing.
+type ledger struct {
+	forgot func()
+
+	mu      sync.Mutex
+	entries map[route.Location]*entry // guarded by mu
+	order   []*entry                  // guarded by mu: oldest first
+}
+
+// entry is guarded by its ledger's mu.
+type entry struct {
+	loc       route.Location
+	at        time.Time
+	abandoned bool
+	admitted  *admission // nil: not (yet) admitted
+}
+
+// admission is one that was answered, or is about to be; immutable.
+type admission struct {
+	opening
+	epoch uint64
+	res   *routerv1.AdmitResponse
+}
+
+func newLedger(forgot func()) *ledger {
+	return &ledger{forgot: forgot, entries: map[route.Location]*entry{}}
+}
+
+// get returns the location's entry, a new one if there is none. mu is held.
+func (l *ledger) get(loc route.Location) *entry {
+	now := time.Now()
+	for len(l.order) > 0 && (now.Sub(l.order[0].at) > remembered || len(l.order) >= maxRemembered) {
+		oldest := l.order[0]
+		if now.Sub(oldest.at) <= remembered {
+			l.forgot()
+		}
+		delete(l.entries, oldest.loc)
+		l.order[0] = nil
+		l.order = l.order[1:]
+	}
+	e := l.entries[loc]
+	if e == nil {
+		e = &entry{loc: loc, at: now}
+		l.entries[loc] = e
+		l.order = append(l.order, e)
+	}
+	return e
+}
+
+// look returns what is known of an opening.
+func (l *ledger) look(loc route.Location) (admitted *admission, abandoned bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.entries[loc]; e != nil {
+		return e.admitted, e.abandoned
+	}
+	return nil, false
+}
+
+// admit notes an admission; false: it has been given up meanwhile.
+func (l *ledger) admit(a *admission) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.get(a.loc)
+	e.admitted = a
+	return !e.abandoned
+}
+
+// abandon gives an opening up and returns its admission, if it came to one.
+func (l *ledger) abandon(loc route.Location) *admission {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.get(loc)
+	e.abandoned = true
+	return e.admitted
+}
+
+// forget drops the admission: the session is known to have been opened, or has
+// been taken back. That it was abandoned stays known.
+func (l *ledger) forget(loc route.Location) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.entries[loc]; e != nil {
+		e.admitted = nil
+	}
+}

@@ -1,0 +1,128 @@
+package router
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mics-im/mics/internal/rpc"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	"github.com/mics-im/mics/proto/mics/gateway/v1/gatewayv1connect"
+	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
+	"github.com/mics-im/mics/router/internal/admit"
+	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/route"
+)
+
+func (r *Router) peer(to route.Router) routerv1connect.PeerServiceClient {
+	return routerv1connect.NewPeerServiceClient(r.client, to.Endpoint, rpc.ClientOptions()...)
+}
+
+func (r *Router) router(to route.Router) routerv1connect.RouterServiceClient {
+	return routerv1connect.NewRouterServiceClient(r.client, to.Endpoint, rpc.ClientOptions()...)
+}
+
+func (r *Router) gateway(to route.Node) gatewayv1connect.GatewayServiceClient {
+	return gatewayv1connect.NewGatewayServiceClient(r.client, to.Endpoint, rpc.ClientOptions()...)
+}
+
+// dial opens a Deliver stream.
+func (r *Router) dial(ctx context.Context, to route.Node) dispatch.Stream {
+	return r.gateway(to).Deliver(ctx)
+}
+
+// offlineTTL is how long a tenant's messages are kept; of a tenant that was taken
+// away nothing is.
+func (r *Router) offlineTTL(name string) time.Duration {
+	t, ok := r.tenants.Get(name)
+	if !ok {
+		return 0
+	}
+	return t.OfflineTTL()
+}
+
+// dispatchHooks count what the dispatcher does.
+func (r *Router) dispatchHooks() dispatch.Hooks {
+	// Reasons come from gateways: only those of the contract make a series.
+	for reason := range gatewayv1.Refusal_Reason_value {
+		r.stats.Refused.With(reason)
+	}
+	return dispatch.Hooks{
+		Refused: func(reason string) {
+			if _, known := gatewayv1.Refusal_Reason_value[reason]; !known {
+				reason = gatewayv1.Refusal_REASON_UNSPECIFIED.String()
+			}
+			r.stats.Refused.With(reason).Inc()
+		},
+		Forwarded: func(d time.Duration, _ int) {
+			r.stats.ForwardDuration.Record(float64(d.Microseconds()) / 1000)
+		},
+		ForwardFailed: r.stats.ForwardFailed.Inc,
+		Recovered:     func(n int) { r.stats.Recovered.Add(int64(n)) },
+		Lost:          r.stats.Lost.Inc,
+	}
+}
+
+func (r *Router) gauges() {
+	r.tel.Gauge("mics_redis_up", "Whether the route store answered last time.", r.store.upGauge)
+	r.tel.Gauge("mics_router_gateways", "Living gateways in this router's picture.", func() int64 { return int64(len(r.directory.Gateways())) })
+	r.tel.Gauge("mics_router_routers", "Living routers in this router's picture.", func() int64 { return int64(len(r.directory.Routers())) })
+	r.tel.Gauge("mics_router_tenants", "Configured tenants.", func() int64 { return int64(r.tenants.Len()) })
+	r.tel.Gauge("mics_offline_buffer_bytes", "Size of this router's part of the offline buffer.", r.kept.Bytes)
+	r.tel.Gauge("mics_copies_held", "Copies that wait for a gateway's confirm.", r.dispatcher.HeldCopies)
+}
+
+// notReady tells why this router can do no work: it has never had a picture of
+// the cluster. Later the last picture stands.
+func (r *Router) notReady() []string {
+	if !r.store.reached.Load() {
+		return []string{"the route store has not been reached yet"}
+	}
+	return nil
+}
+
+// watched is the route store, and knows whether it answers: the directory renews
+// this router's lease twice a second.
+type watched struct {
+	*admit.Counted
+	reached atomic.Bool // ever
+	leaving atomic.Bool // this router stops: its lease is not renewed any more
+
+	mu  sync.Mutex
+	err error // guarded by mu: of the last renewal
+}
+
+// RenewRouter implements route.Store.
+func (w *watched) RenewRouter(ctx context.Context, r route.Router, lease time.Duration) error {
+	if w.leaving.Load() {
+		return nil
+	}
+	err := w.Counted.RenewRouter(ctx, r, lease)
+	w.mu.Lock()
+	w.err = err
+	w.mu.Unlock()
+	if err == nil {
+		w.reached.Store(true)
+	}
+	return err
+}
+
+// degraded tells that the store is away.
+func (w *watched) degraded() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		return nil
+	}
+	return []string{"redis: " + w.err.Error()}
+}
+
+func (w *watched) upGauge() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil && w.reached.Load() {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,245 @@
+// Package router decides: who may connect, where a message goes, and what is
+// kept for whom. Any number of equal routers share the work.
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/mics-im/mics/internal/config"
+	"github.com/mics-im/mics/internal/lifecycle"
+	"github.com/mics-im/mics/internal/rpc"
+	"github.com/mics-im/mics/internal/telemetry"
+	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
+	"github.com/mics-im/mics/router/internal/admit"
+	"github.com/mics-im/mics/router/internal/directory"
+	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/hook"
+	"github.com/mics-im/mics/router/internal/memstore"
+	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/peer"
+	"github.com/mics-im/mics/router/internal/pipeline"
+	"github.com/mics-im/mics/router/internal/redisstore"
+	"github.com/mics-im/mics/router/internal/route"
+	"github.com/mics-im/mics/router/internal/service"
+	"github.com/mics-im/mics/router/internal/stats"
+	"github.com/mics-im/mics/router/internal/tenant"
+)
+
+// Budgets of the steps of a stop. Together they stay below a pod's usual 30 s.
+const (
+	// streamsBudget is for what Publish streams have under way.
+	streamsBudget = 5 * time.Second
+	serverBudget  = 3 * time.Second
+	stepBudget    = 3 * time.Second
+	stopBudget    = 25 * time.Second
+)
+
+// sweepEvery is how often expired buffer entries of silent users are dropped.
+const sweepEvery = 10 * time.Second
+
+// Router is one router. Several can live in one process.
+type Router struct {
+	cfg    Config
+	tel    *telemetry.Telemetry
+	stats  *stats.Stats
+	self   route.Router
+	client *http.Client
+
+	tenants    *tenant.Registry
+	store      *watched
+	directory  *directory.Directory
+	kept       *offline.Buffer
+	dispatcher *dispatch.Dispatcher
+	internal   *rpc.Server
+
+	mu       sync.Mutex
+	started  bool            // guarded by mu
+	teardown lifecycle.Stack // guarded by mu
+}
+
+// New binds the listener and wires everything; nothing runs until Start. Stop
+// must be called also without Start. An invalid cfg wraps config.ErrInvalid. A
+// Redis that is away is no error.
+func New(ctx context.Context, cfg Config) (_ *Router, err error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("%w: %w", config.ErrInvalid, err)
+	}
+	r := &Router{cfg: cfg}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.teardown.Unwind(context.WithoutCancel(ctx)))
+		}
+	}()
+	if r.tel, err = telemetry.New(ctx, cfg.Telemetry); err != nil {
+		return nil, fmt.Errorf("start telemetry: %w", err)
+	}
+	r.teardown.Push("telemetry", stepBudget, r.tel.Shutdown)
+	r.stats = stats.New(r.tel)
+
+	cfg.tenants.Log = r.tel.Log
+	if r.tenants, err = tenant.New(cfg.tenants); err != nil {
+		return nil, err
+	}
+	r.push("tenants", r.tenants.Close)
+	if err := r.openStore(ctx); err != nil {
+		return nil, err
+	}
+	ln, err := net.Listen("tcp", cfg.InternalListen)
+	if err != nil {
+		return nil, fmt.Errorf("INTERNAL_LISTEN: %w", err)
+	}
+	r.self = route.Router{
+		NodeRef:  route.NodeRef{ID: cfg.NodeID, Incarnation: uint64(time.Now().UnixMilli())},
+		Endpoint: cfg.endpoint(ln.Addr()), Version: cfg.Version,
+	}
+	r.wire(ln)
+	return r, nil
+}
+
+// push adds a teardown step that does not fail.
+func (r *Router) push(name string, f func()) {
+	r.teardown.Push(name, stepBudget, func(context.Context) error { f(); return nil })
+}
+
+// openStore opens the route store.
+func (r *Router) openStore(ctx context.Context) error {
+	var s route.Store = memstore.New()
+	if r.cfg.Redis != Memory {
+		rs, err := redisstore.Open(ctx, redisstore.Options{Connection: r.cfg.Redis, Log: r.tel.Log})
+		if err != nil {
+			return fmt.Errorf("%w: %w", config.ErrInvalid, err)
+		}
+		s = rs
+	}
+	r.store = &watched{Counted: admit.NewCounted(s, r.stats, r.tel.Log)}
+	r.teardown.Push("route store", stepBudget, func(context.Context) error { return s.Close() })
+	return nil
+}
+
+// wire builds everything from the inside out. The teardown, last in first out,
+// ends what uses something before what is used.
+func (r *Router) wire(ln net.Listener) {
+	cfg, log := r.cfg, r.tel.Log
+	r.client = rpc.NewClient()
+	r.push("rpc client", r.client.CloseIdleConnections)
+	hooks := hook.New(r.tel)
+	r.push("hooks", hooks.Close)
+	r.directory = directory.New(r.store, r.self, log, func() { r.dispatcher.Prune() })
+	limiter := tenant.NewLimiter(tenant.LimiterOptions{
+		Leaser: r.store, Routers: func() int { return len(r.directory.Routers()) }, Log: log,
+	})
+	r.push("message rates", limiter.Close)
+
+	for _, why := range offline.Drops {
+		r.stats.BufferDropped.With(string(why))
+	}
+	r.kept = offline.New(cfg.offline, func(_ string, why offline.Drop, n int) { r.stats.BufferDropped.With(string(why)).Add(int64(n)) })
+	buffer := peer.NewBuffer(peer.Options{
+		Directory: r.directory, Local: r.kept, Lookup: r.store.LookupFresh, Client: r.peer, TTL: r.offlineTTL,
+	})
+	r.push("offline buffer", buffer.Close)
+	absent := pipeline.NewAbsent(buffer)
+	r.push("absent users", absent.Close)
+	r.dispatcher = dispatch.New(dispatch.Options{
+		Directory: r.directory, Routes: r.store, Buffer: absent, Dial: r.dial, Hooks: r.dispatchHooks(),
+		GhostTTL: r.offlineTTL, Router: r.self.NodeRef,
+	})
+	r.push("dispatcher", r.dispatcher.Close)
+	admitter := admit.New(admit.Options{
+		Self: r.self, Directory: r.directory, Routes: r.store, Tenant: r.tenants.Get, Hooks: hooks, Dispatcher: r.dispatcher,
+		Offline: r.kept, Buffer: buffer, Peer: r.peer, Router: r.router, Gateway: r.gateway,
+		MaxMessageBytes: cfg.messages.MaxMessageBytes, Stats: r.stats, Log: log, Tracer: r.tel.Tracer,
+	})
+	r.push("admissions", admitter.Close)
+	messages := pipeline.New(pipeline.Options{
+		Tenant: r.tenants.Get, Hooks: hooks, Routes: r.store, Dispatcher: r.dispatcher, Absent: absent, Limiter: limiter,
+		Limits: cfg.messages, Stats: r.stats, Tracer: r.tel.Tracer,
+	})
+	r.push("pipeline", messages.Close)
+	r.gauges()
+
+	svc := service.New(service.Options{
+		Directory: r.directory, Admitter: admitter, Buffer: buffer, Stats: r.stats, Log: log,
+		Intake: func(gateway route.NodeRef, answer func(uint64, []byte)) service.Intake {
+			return messages.Intake(gateway, answer)
+		},
+	})
+	mux := http.NewServeMux()
+	rpc.Operate(mux, r.tel.Metrics(), r.notReady, r.store.degraded)
+	mux.Handle(routerv1connect.NewRouterServiceHandler(svc, rpc.HandlerOptions()...))
+	mux.Handle(routerv1connect.NewPeerServiceHandler(svc, rpc.HandlerOptions()...))
+	r.internal = rpc.NewServer(ln, mux, nil, log)
+	r.teardown.Push("internal server", serverBudget, r.internal.Stop)
+	// Before the server that carries them, which waits for its streams.
+	r.teardown.Push("streams", streamsBudget, svc.Close)
+}
+
+// Start announces this router and begins to serve. It returns at once, or within
+// a second when the route store does not answer. Call it once.
+func (r *Router) Start(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.started {
+		return errors.New("router started twice")
+	}
+	r.started = true
+	r.directory.Start()
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.sweep(stop)
+	}()
+	r.push("sweeper", func() { close(stop); <-done })
+	// First of all: nobody comes to a router that is not in the directory.
+	r.teardown.Push("directory", stepBudget, func(ctx context.Context) error {
+		r.store.leaving.Store(true)
+		return r.directory.Stop(ctx)
+	})
+	r.internal.Start()
+	r.tel.Log.InfoContext(ctx, "started", "internal_listen", r.InternalAddr(), "endpoint", r.self.Endpoint, "version", r.self.Version, "tenants", r.tenants.Len())
+	return nil
+}
+
+// sweep drops expired buffer entries until stop is closed.
+func (r *Router) sweep(stop <-chan struct{}) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			r.kept.Sweep()
+		case <-stop:
+			return
+		}
+	}
+}
+
+// InternalAddr is where it listens, host:port.
+func (r *Router) InternalAddr() string { return r.internal.Addr() }
+
+// Stop takes this router out of the directory, lets what is under way come to
+// its end for a bounded time, and ends everything. A second call does nothing.
+func (r *Router) Stop(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.teardown.Unwind(ctx)
+}
+
+// Run starts, waits for ctx to end, and stops.
+func (r *Router) Run(ctx context.Context) error {
+	if err := r.Start(ctx); err != nil {
+		return errors.Join(err, r.Stop(context.WithoutCancel(ctx)))
+	}
+	<-ctx.Done()
+	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopBudget)
+	defer cancel()
+	return r.Stop(stopCtx)
+}
