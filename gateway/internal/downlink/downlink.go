@@ -1,0 +1,171 @@
+// Package downlink answers the routers and the control plane: deliveries,
+// handovers, what is held here, kicks. It knows sessions and no sockets.
+package downlink
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/mics-im/mics/gateway/internal/registry"
+	"github.com/mics-im/mics/gateway/internal/session"
+	"github.com/mics-im/mics/internal/fault"
+	"github.com/mics-im/mics/internal/telemetry"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	"github.com/mics-im/mics/proto/mics/gateway/v1/gatewayv1connect"
+)
+
+// Options of a Service.
+type Options struct {
+	Registry  *registry.Registry
+	Telemetry *telemetry.Telemetry
+	// Info is the gateway as it is now.
+	Info func() *gatewayv1.GatewayInfo
+	// RoutersLinked and RefusedHandshakes are for Status; nil means 0.
+	RoutersLinked     func() int
+	RefusedHandshakes func() uint64
+}
+
+// Service implements gatewayv1connect.GatewayServiceHandler.
+type Service struct {
+	o       Options
+	started time.Time
+	refused *telemetry.CounterVec
+
+	mu      sync.Mutex
+	closed  bool           // guarded by mu: no streams are taken any more
+	quit    chan struct{}  // closed by Close
+	streams sync.WaitGroup // the goroutines of streams; Add under mu while not closed
+}
+
+var _ gatewayv1connect.GatewayServiceHandler = (*Service)(nil)
+
+// New returns a service; Close ends it.
+func New(o Options) *Service {
+	s := &Service{o: o, started: time.Now(), quit: make(chan struct{})}
+	s.refused = o.Telemetry.CounterVec("mics_deliveries_refused_total", "deliveries that a session did not take", "reason")
+	for reason := range gatewayv1.Refusal_Reason_name {
+		if r := gatewayv1.Refusal_Reason(reason); r != gatewayv1.Refusal_REASON_UNSPECIFIED {
+			s.refused.With(label(r))
+		}
+	}
+	return s
+}
+
+// Close ends the streams and waits for them.
+func (s *Service) Close() {
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		close(s.quit)
+	}
+	s.mu.Unlock()
+	s.streams.Wait()
+}
+
+// enter counts a goroutine of a stream; false: the service is closed.
+func (s *Service) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.streams.Add(1)
+	}
+	return !s.closed
+}
+
+// errClosing lets the router try again: another start of this gateway, or none,
+// will answer.
+func errClosing() error { return fault.New(fault.Unavailable, "the gateway is stopping") }
+
+// Handover implements GatewayService.
+func (s *Service) Handover(ctx context.Context, req *connect.Request[gatewayv1.HandoverRequest]) (*connect.Response[gatewayv1.HandoverResponse], error) {
+	m := req.Msg
+	res := &gatewayv1.HandoverResponse{}
+	if m.GetGatewayIncarnation() != s.o.Info().GetIncarnation() {
+		return connect.NewResponse(res), nil // that one is gone, with its sessions
+	}
+	code, reason := int(m.GetCloseCode()), m.GetCloseReason()
+	if code == 0 {
+		code, reason = session.CodeReplaced, "replaced"
+	}
+	if sess := s.o.Registry.Get(m.GetSessionId()); sess != nil {
+		res.Undelivered, res.RecentKeys, res.Found = sess.Freeze(ctx, code, reason)
+	}
+	return connect.NewResponse(res), nil
+}
+
+// listBatch is how many sessions one message lists.
+const listBatch = 512
+
+// Sessions implements GatewayService.
+func (s *Service) Sessions(ctx context.Context, req *connect.Request[gatewayv1.SessionsRequest], stream *connect.ServerStream[gatewayv1.SessionsResponse]) error {
+	m := req.Msg
+	var batch []*gatewayv1.SessionInfo
+	var err error
+	n := uint32(0)
+	send := func() {
+		if err == nil && len(batch) > 0 {
+			err = stream.Send(&gatewayv1.SessionsResponse{Sessions: batch})
+		}
+		batch = nil
+	}
+	visit := func(sess *session.Session) bool {
+		info, ok := sess.Info()
+		if !ok || m.GetTenantId() != "" && info.TenantId != m.GetTenantId() || m.GetUserId() != "" && info.UserId != m.GetUserId() {
+			return true
+		}
+		batch = append(batch, info)
+		n++
+		if len(batch) == listBatch {
+			send()
+		}
+		return err == nil && ctx.Err() == nil && (m.GetLimit() == 0 || n < m.GetLimit())
+	}
+	if m.GetTenantId() != "" && m.GetUserId() != "" {
+		s.o.Registry.WalkUser(m.GetTenantId(), m.GetUserId(), visit)
+	} else {
+		s.o.Registry.Walk(visit)
+	}
+	send()
+	return err
+}
+
+// Kick implements GatewayService.
+func (s *Service) Kick(_ context.Context, req *connect.Request[gatewayv1.KickRequest]) (*connect.Response[gatewayv1.KickResponse], error) {
+	m := req.Msg
+	if m.GetTenantId() == "" || m.GetUserId() == "" {
+		return nil, fault.New(fault.Invalid, "tenant_id and user_id are required")
+	}
+	reason := m.GetReason()
+	if reason == "" {
+		reason = "kicked"
+	}
+	res := &gatewayv1.KickResponse{}
+	s.o.Registry.WalkUser(m.GetTenantId(), m.GetUserId(), func(sess *session.Session) bool {
+		if m.GetDeviceId() == "" || sess.Identity().Device == m.GetDeviceId() {
+			if sess.Kick(reason) {
+				res.Kicked++
+			}
+		}
+		return true
+	})
+	return connect.NewResponse(res), nil
+}
+
+// Status implements GatewayService.
+func (s *Service) Status(context.Context, *connect.Request[gatewayv1.StatusRequest]) (*connect.Response[gatewayv1.StatusResponse], error) {
+	t := s.o.Registry.Totals()
+	res := &gatewayv1.StatusResponse{
+		Gateway: s.o.Info(), Sessions: uint64(s.o.Registry.Len()), SessionsV2: uint64(s.o.Registry.LenV2()),
+		StartedAtMs: s.started.UnixMilli(), ConnectsTotal: t.Connects, MessagesInTotal: t.MessagesIn,
+		DeliveriesTotal: t.Deliveries, DisconnectsTotal: t.Disconnects, HeartbeatTimeoutsTotal: t.HeartbeatTimeouts,
+	}
+	if s.o.RoutersLinked != nil {
+		res.RoutersLinked = uint32(s.o.RoutersLinked())
+	}
+	if s.o.RefusedHandshakes != nil {
+		res.RefusedHandshakesTotal = s.o.RefusedHandshakes()
+	}
+	return connect.NewResponse(res), nil
+}

@@ -1,0 +1,217 @@
+package session
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+)
+
+type handover struct {
+	undelivered []*gatewayv1.Undelivered
+	keys        []byte
+	ok          bool
+}
+
+// freeze runs a Handover in the background.
+func freeze(ctx context.Context, s *Session) <-chan handover {
+	out := make(chan handover, 1)
+	go func() {
+		var h handover
+		h.undelivered, h.keys, h.ok = s.Freeze(ctx, CodeReplaced, "replaced")
+		out <- h
+	}()
+	return out
+}
+
+func TestHandover(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		s, c := w.connectPaused(2)
+		w.open(s)
+		a := w.router("a")
+		c.allow(2) // the connect ack and the first delivery
+		s.Deliver(a.delivery("1"))
+		synctest.Wait()
+		c.ack(1)
+		s.Deliver(a.delivery("2"))
+		synctest.Wait() // it is being written
+		s.Deliver(a.delivery("3"))
+		s.Deliver(a.delivery("4"))
+		h := freeze(t.Context(), s)
+		synctest.Wait()
+		want(t, "deliveries while it waits", s.Deliver(a.delivery("5")), moved)
+		c.allow(plenty)
+		synctest.Wait()
+		got := <-h
+		want(t, "found", got.ok, true)
+		wantIDs(t, "shown by the old socket", c.delivered(), "1", "2")
+		wantIDs(t, "handed over", idsOf(t, got.undelivered), "3", "4")
+		want(t, "keys of what was shown", string(got.keys), string(keyOf("1"))+string(keyOf("2")))
+		code, _ := c.closedWith()
+		want(t, "code", code, CodeReplaced)
+		want(t, "confirmed", a.confirmed(s), 4)
+		want(t, "finals", len(w.up.ended()), 0)
+		want(t, "gone", w.owner.isGone(s), true)
+		_, _, again := s.Freeze(t.Context(), CodeReplaced, "replaced")
+		want(t, "a second one", again, false)
+	})
+}
+
+func TestHandoverOfADeadSocketIsBounded(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		s, _ := w.connectPaused(2)
+		w.open(s)
+		synctest.Wait() // the connect ack is being written
+		s.Deliver(w.router("a").delivery("1"))
+		start := time.Now()
+		got := <-freeze(t.Context(), s)
+		want(t, "took", time.Since(start), 0) // nothing to wait for
+		wantIDs(t, "handed over", idsOf(t, got.undelivered), "1")
+		want(t, "keys", len(got.keys), 0)
+		w.pass(flushTimeout + 100*time.Millisecond)
+		want(t, "gone", w.owner.isGone(s), true)
+		want(t, "finals", len(w.up.ended()), 0)
+	})
+}
+
+func TestHandoverWaitsOnlyALittleForAnAcknowledgement(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		s, c := w.connect(2)
+		c.setEcho(false)
+		w.open(s)
+		s.Deliver(w.router("a").delivery("1"))
+		synctest.Wait()
+		start := time.Now()
+		got := <-freeze(t.Context(), s)
+		want(t, "took", time.Since(start), freezeTimeout)
+		wantIDs(t, "handed over", idsOf(t, got.undelivered), "1")
+		w.pass(closeTimeout + 100*time.Millisecond)
+		want(t, "gone", w.owner.isGone(s), true)
+	})
+}
+
+func TestAHandoverThatNobodyWaitsForGoesBackByFinal(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		s, c := w.connect(2)
+		c.setEcho(false)
+		w.open(s)
+		a := w.router("a")
+		s.Deliver(a.delivery("1"))
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		got := <-freeze(ctx, s)
+		want(t, "found", got.ok, false)
+		want(t, "confirmed", a.confirmed(s), 0)
+		w.pass(closeTimeout + 100*time.Millisecond)
+		wantIDs(t, "handed back", idsOf(t, w.up.final(t).Undelivered), "1")
+		want(t, "confirmed", a.confirmed(s), 1)
+		want(t, "gone", w.owner.isGone(s), true)
+	})
+}
+
+func TestASocketThatEndsDuringAHandover(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		s, c := w.connect(2)
+		c.setEcho(false)
+		w.open(s)
+		s.Deliver(w.router("a").delivery("1"))
+		synctest.Wait()
+		h := freeze(t.Context(), s)
+		synctest.Wait()
+		_ = c.conn.Close()
+		got := <-h
+		synctest.Wait()
+		wantIDs(t, "handed over", idsOf(t, got.undelivered), "1")
+		want(t, "finals", len(w.up.ended()), 0)
+		want(t, "gone", w.owner.isGone(s), true)
+	})
+}
+
+func TestHandoverAfterTheEndFindsNothing(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.up.hold = true
+		s, c := w.connect(2)
+		w.open(s)
+		s.Deliver(w.router("a").delivery("1"))
+		synctest.Wait()
+		_ = c.conn.Close()
+		synctest.Wait()
+		got := <-freeze(t.Context(), s)
+		want(t, "found", got.ok, false)
+		wantIDs(t, "handed back", idsOf(t, w.up.final(t).Undelivered), "1")
+		w.up.taken[0]()
+	})
+}
+
+func TestHandoverWhileOpeningWaitsForTheBacklog(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		s, c := w.connectPaused(2)
+		home := w.router("home")
+		s.Deliver(home.delivery("held"))
+		h := freeze(t.Context(), s)
+		synctest.Wait()
+		s.Open(Admission{Identity: Identity{"t", "ann", "phone"}, Home: home.Ref, Backlog: []*gatewayv1.Undelivered{
+			{Id: backlogIDs + 1, Message: message("old"), Key: keyOf("old")},
+		}})
+		got := <-h
+		wantIDs(t, "handed over", idsOf(t, got.undelivered), "old", "held")
+		want(t, "backlog confirmed", home.confirmedBacklog(s), backlogIDs+1)
+		_ = c.conn.Close()
+		synctest.Wait()
+		want(t, "gone", w.owner.isGone(s), true)
+		want(t, "finals", len(w.up.ended()), 0)
+	})
+}
+
+func TestHandoverOfAnOpeningThatNeverEnds(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		s, c := w.connect(2)
+		c.setEcho(false)
+		home := w.router("home")
+		s.Deliver(home.delivery("held"))
+		got := <-freeze(t.Context(), s)
+		wantIDs(t, "handed over", idsOf(t, got.undelivered), "held")
+		want(t, "confirmed", home.confirmed(s), 1)
+		s.Open(Admission{Identity: Identity{"t", "ann", "phone"}, Home: home.Ref, Backlog: []*gatewayv1.Undelivered{
+			{Id: backlogIDs + 1, Message: message("old"), Key: keyOf("old")},
+		}})
+		w.pass(closeTimeout + 100*time.Millisecond)
+		// The home did not hand this over: it comes back.
+		wantIDs(t, "handed back", idsOf(t, w.up.final(t).Undelivered), "old")
+		want(t, "gone", w.owner.isGone(s), true)
+	})
+}
+
+func TestTheNextSessionKnowsWhatTheDeviceHasHad(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		a, b := w.router("a"), w.router("b")
+		old, c := w.connect(2)
+		w.open(old)
+		old.Deliver(a.delivery("1"))
+		synctest.Wait()
+		got := <-freeze(t.Context(), old)
+		wantIDs(t, "handed over", idsOf(t, got.undelivered)) // the echo covered it
+		wantIDs(t, "shown before", c.delivered(), "1")
+
+		s, c := w.connect(2)
+		s.Deliver(b.delivery("1")) // a router that was not told in time
+		s.Open(Admission{Identity: Identity{"t", "ann", "phone"}, Home: a.Ref, RecentKeys: got.keys})
+		want(t, "repeat", s.Deliver(b.delivery("1")), accepted)
+		s.Deliver(b.delivery("2"))
+		synctest.Wait()
+		wantIDs(t, "shown", c.delivered(), "2")
+		want(t, "repeats are confirmed", b.confirmed(s), 2)
+	})
+}

@@ -1,0 +1,87 @@
+package uplink
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/mics-im/mics/internal/fault"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
+)
+
+const (
+	// openTimeout bounds OpenSession, openTries and attemptTimeout each attempt.
+	openTimeout    = 5 * time.Second
+	openTries      = 3
+	attemptTimeout = 2 * time.Second
+)
+
+// errNotLinked says that no router was asked.
+var errNotLinked = errors.New("no router is linked")
+
+// OpenSession asks one router after the other, until one answers; the refusal of
+// a session is an answer. unsure says that one was asked which did not answer: it
+// may have admitted the session, whatever the result is.
+func (u *Uplink) OpenSession(ctx context.Context, req *routerv1.OpenSessionRequest) (res *routerv1.OpenSessionResponse, unsure bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	var b backoff
+	var tried []*link
+	err = errNotLinked
+	turn := u.turn.Add(1)
+	for len(tried) < openTries {
+		l := u.pick(turn, tried)
+		if l == nil || slices.Contains(tried, l) && !b.wait(ctx) { // the same again, but not at once
+			break
+		}
+		if len(tried) > 0 {
+			u.retries.Inc()
+		}
+		tried = append(tried, l)
+		if res, err = l.open(ctx, req); err == nil {
+			return res, len(tried) > 1, nil
+		}
+		// A router that does not know the gateway's incarnation yet refuses too.
+		if k := fault.KindOf(err); k != fault.Unavailable && k != fault.FailedPrecondition || ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, len(tried) > 0, err
+}
+
+func (l *link) open(ctx context.Context, req *routerv1.OpenSessionRequest) (*routerv1.OpenSessionResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	res, err := l.client.OpenSession(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg, nil
+}
+
+// pick returns the next linked router whose turn it is and that has not been
+// tried; when all have been, the next one.
+func (u *Uplink) pick(turn uint64, tried []*link) *link {
+	u.mu.Lock()
+	var linked []*link
+	for _, l := range u.links {
+		if l.registered {
+			linked = append(linked, l)
+		}
+	}
+	u.mu.Unlock()
+	if len(linked) == 0 {
+		return nil
+	}
+	slices.SortFunc(linked, func(a, b *link) int { return strings.Compare(a.url, b.url) })
+	n := uint64(len(linked))
+	for i := range n {
+		if l := linked[(turn+i)%n]; !slices.Contains(tried, l) {
+			return l
+		}
+	}
+	return linked[(turn+uint64(len(tried)))%n]
+}

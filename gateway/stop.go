@@ -1,0 +1,160 @@
+package gateway
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/mics-im/mics/gateway/internal/drainer"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+)
+
+// Budgets of the steps of a stop besides the drain. stopBudget is for all of
+// them.
+const (
+	stepBudget = 2 * time.Second
+	stopBudget = 5 * time.Second
+)
+
+// drainShare is what of the drain timeout the sessions get: the process is to be
+// gone within it.
+func drainShare(timeout time.Duration) time.Duration {
+	return timeout - min(max(timeout/10, 250*time.Millisecond), 2*time.Second)
+}
+
+// Stop drains: it ends every session in good order, gives the lease back and ends
+// everything, within Config.DrainTimeout and a little. A second call does
+// nothing. An error says what was cut short.
+func (g *Gateway) Stop(ctx context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.teardown.Unwind(ctx)
+}
+
+// pushStop registers how what Start has started ends; read it from the bottom.
+func (g *Gateway) pushStop() {
+	push := g.teardown.Push
+	push("lease", stepBudget, func(ctx context.Context) error {
+		g.setPhase(gatewayv1.Phase_PHASE_DRAINED)
+		return g.uplink.Stop(ctx)
+	})
+	// Its streams end before the server that carries them waits for them.
+	push("downlink", stepBudget, func(context.Context) error { g.downlink.Close(); return nil })
+	push("hand-back", stepBudget, g.uplink.Flush)
+	push("sessions", stepBudget, g.sessions.Stop)
+	push("handshakes", stepBudget, g.upgrades.Stop)
+	push("evacuation", stepBudget, g.evacuation.wait) // the drain leaves it nothing to do
+	push("drain", g.cfg.DrainTimeout+stepBudget, func(ctx context.Context) error {
+		g.evacuation.forbid()
+		g.drain(ctx)
+		return nil
+	})
+}
+
+func (g *Gateway) setPhase(p gatewayv1.Phase) {
+	g.phase.Store(int32(p))
+	g.uplink.Announce()
+}
+
+// drain ends the sessions, all of them: what it could not end is cut by the
+// steps that follow.
+func (g *Gateway) drain(ctx context.Context) {
+	g.setPhase(gatewayv1.Phase_PHASE_DRAINING)
+	began := time.Now()
+	g.tel.Log.Info("shutdown_drain_begin", "sessions", g.sessions.Len(), "timeout", g.cfg.DrainTimeout.String())
+	sum := drainer.Drain(ctx, g.sessions, g.uplink, drainShare(g.cfg.DrainTimeout), g.tel.Log)
+	g.drains.Inc()
+	g.tel.Log.Info("shutdown_drain_done", summary(sum, time.Since(began))...)
+}
+
+func summary(s drainer.Summary, took time.Duration) []any {
+	return []any{
+		"sessions", s.Sessions, "told", s.Told, "echoed", s.Echoed, "forced", s.Forced,
+		"handed_back", s.HandedBack, "left", s.Left, "took", took.Round(time.Millisecond).String(),
+	}
+}
+
+// fence, unfence and supersede are called by the uplink's keeper and do not
+// block.
+func (g *Gateway) fence() {
+	g.fenced.Store(true)
+	g.uplink.Announce()
+	g.evacuation.start(g.evacuate)
+}
+
+// unfence does not end an evacuation: its clients' routes may be gone by now. No
+// connection is taken until it is over.
+func (g *Gateway) unfence() {
+	g.fenced.Store(false)
+	g.uplink.Announce()
+}
+
+func (g *Gateway) supersede() {
+	close(g.superseded)
+	g.evacuation.start(g.evacuate)
+}
+
+// evacuate sends the clients elsewhere: nobody delivers here any more.
+func (g *Gateway) evacuate(ctx context.Context) {
+	began := time.Now()
+	g.tel.Log.Warn("evacuation_begin", "sessions", g.sessions.Len())
+	sum := drainer.Drain(ctx, g.sessions, g.uplink, drainShare(g.cfg.DrainTimeout), g.tel.Log)
+	g.tel.Log.Warn("evacuation_done", summary(sum, time.Since(began))...)
+}
+
+// isFenced reports whether the gateway serves nobody because no router held its
+// lease, lately or now.
+func (g *Gateway) isFenced() bool { return g.fenced.Load() || g.evacuation.running() }
+
+// evacuation runs at most one evacuation at a time; after is called when one is
+// over.
+type evacuation struct {
+	after func()
+
+	mu        sync.Mutex
+	forbidden bool
+	end       context.CancelFunc // of the one that runs; nil: none
+	wg        sync.WaitGroup
+}
+
+func (e *evacuation) start(f func(context.Context)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.forbidden || e.end != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	e.end = cancel
+	e.wg.Go(func() {
+		f(ctx)
+		cancel()
+		e.mu.Lock()
+		e.end = nil
+		e.mu.Unlock()
+		e.after()
+	})
+}
+
+func (e *evacuation) running() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.end != nil
+}
+
+// forbid lets no other begin.
+func (e *evacuation) forbid() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.forbidden = true
+}
+
+// wait cuts the one that runs short and waits for it.
+func (e *evacuation) wait(context.Context) error {
+	e.mu.Lock()
+	if e.end != nil {
+		e.end()
+	}
+	e.mu.Unlock()
+	e.wg.Wait()
+	return nil
+}
