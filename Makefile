@@ -25,9 +25,13 @@ test: deps ## all tests, with the race detector and a real Redis
 	go test -count=1 ./tests/deps # the test cache does not see other modules' imports
 
 .PHONY: build
-build: ## the binaries that exist so far, into bin/
+build: ## the binaries, into bin/
 	go build -trimpath -ldflags "-X github.com/mics-im/mics/internal/buildinfo.version=$(VERSION) -X github.com/mics-im/mics/ctl/internal/buildinfo.version=$(VERSION)" \
-	  -o bin/ ./controlplane/cmd/mics-controlplane ./ctl/cmd/micsctl
+	  -o bin/ ./gateway/cmd/mics-gateway ./router/cmd/mics-router ./controlplane/cmd/mics-controlplane ./ctl/cmd/micsctl ./allinone/cmd/mics-dev
+
+.PHONY: run
+run: build ## a whole cluster in one process, with a demo tenant: says what to do next
+	bin/mics-dev
 
 .PHONY: tools
 tools: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/golangci-lint ## build the pinned tools from source into bin/tools

@@ -189,6 +189,46 @@ func TestScreenWrapsScrollsAndForgets(t *testing.T) {
 	s.View()
 }
 
+func TestScreenRecallsWhatWasTyped(t *testing.T) {
+	s := newScreen(t, Options{User: "ann", To: "bob"})
+	key := func(code rune) { s.Update(tea.KeyPressMsg{Code: code}) }
+	key(tea.KeyUp)
+	key(tea.KeyDown)
+	for _, line := range []string{"one", "two", "two", ""} {
+		s.typed(line)
+	}
+	for _, r := range "half" {
+		s.Update(tea.KeyPressMsg{Code: r, Text: string(r)})
+	}
+	for i, st := range []struct {
+		key  rune
+		want string
+	}{
+		{tea.KeyUp, "two"}, {tea.KeyUp, "one"}, {tea.KeyUp, "one"}, {tea.KeyDown, "two"}, {tea.KeyDown, "half"}, {tea.KeyDown, "half"}, {tea.KeyUp, "two"},
+	} {
+		key(st.key)
+		if got := s.input.Value(); got != st.want {
+			t.Errorf("key %d shows %q, want %q", i, got, st.want)
+		}
+	}
+	key(tea.KeyEnter)
+	if last := s.said[len(s.said)-1].text; last != "two" || s.input.Value() != "" {
+		t.Errorf("said %q, left %q", last, s.input.Value())
+	}
+	for i := range 2 * maxRecall {
+		s.typed(fmt.Sprint(i))
+	}
+	if len(s.recall.lines) != maxRecall {
+		t.Errorf("%d lines kept", len(s.recall.lines))
+	}
+}
+
+func TestScreenSaysWhatWasNotModerated(t *testing.T) {
+	s := newScreen(t, Options{User: "ann"})
+	s.Update(received{&mics.Delivery{From: "bob", Body: []byte("psst"), Unmoderated: true}})
+	s.wants("bob  psst (unmoderated)")
+}
+
 func TestScreenQuits(t *testing.T) {
 	s := newScreen(t, Options{User: "ann"})
 	if cmd := s.typed("/quit"); cmd == nil || cmd() != tea.Quit() {

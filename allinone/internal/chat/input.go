@@ -48,7 +48,8 @@ const helpText = `/to USER      talk to a user
 /help         this text
 /quit         leave (so does Ctrl-C)
 //text        say /text
-PgUp, PgDn    scroll`
+PgUp, PgDn    scroll
+Up, Down      what you typed before`
 
 // parse reads one input line.
 func parse(line string) action {
@@ -103,3 +104,47 @@ func printable(s string) string {
 
 // oneLine is printable for names, reasons and line mode.
 func oneLine(s string) string { return strings.ReplaceAll(printable(s), "\n", " ⏎ ") }
+
+// recall is what was typed before, for the arrow keys. The zero value is empty.
+type recall struct {
+	lines []string // oldest first, at most maxRecall
+	at    int      // of lines; len(lines) is the line being typed
+	draft string   // the line being typed, while an older one is shown
+}
+
+// maxRecall bounds the lines that are kept; the oldest go.
+const maxRecall = 100
+
+func (r *recall) add(line string) {
+	if line != "" && (len(r.lines) == 0 || r.lines[len(r.lines)-1] != line) {
+		r.lines = append(r.lines, line)
+		if len(r.lines) > maxRecall {
+			r.lines = r.lines[1:]
+		}
+	}
+	r.at, r.draft = len(r.lines), ""
+}
+
+// older returns the line before the one shown; now is what the input holds.
+func (r *recall) older(now string) (string, bool) {
+	if r.at == 0 {
+		return "", false
+	}
+	if r.at == len(r.lines) {
+		r.draft = now
+	}
+	r.at--
+	return r.lines[r.at], true
+}
+
+// newer returns the line after the one shown, in the end the unfinished one.
+func (r *recall) newer() (string, bool) {
+	if r.at >= len(r.lines) {
+		return "", false
+	}
+	r.at++
+	if r.at == len(r.lines) {
+		return r.draft, true
+	}
+	return r.lines[r.at], true
+}

@@ -21,8 +21,8 @@ type IO struct {
 // RunLines is the chat for scripts: lines of In are said (or are commands),
 // what arrives is printed to Out as "sender: text" or "sender #group: text",
 // states and outcomes to Err as lines that begin with "*". It ends with its
-// input, once everything said is answered, or with ctx; listen makes it go on
-// receiving after the input's end. It returns an error if the client ended by
+// input or /quit, once everything said is answered, or with ctx; listen makes it
+// go on receiving after the input's end. It returns an error if the client ended by
 // itself or a message was not sent.
 func RunLines(ctx context.Context, o Options, std IO, listen bool) error {
 	p := &linePrinter{std: std, user: o.User, device: o.Device, ended: make(chan struct{})}
@@ -30,8 +30,8 @@ func RunLines(ctx context.Context, o Options, std IO, listen bool) error {
 	if err != nil {
 		return err
 	}
-	err = sayAll(ctx, s, p, o.target())
-	if listen && err == nil {
+	left, err := sayAll(ctx, s, p, o.target())
+	if listen && !left && err == nil {
 		select {
 		case <-ctx.Done():
 		case <-p.ended:
@@ -45,8 +45,8 @@ func RunLines(ctx context.Context, o Options, std IO, listen bool) error {
 	return errors.Join(err, s.close(closeCtx), p.verdict())
 }
 
-// sayAll reads the input until it ends, /quit, or the session does.
-func sayAll(ctx context.Context, s *session, p *linePrinter, to target) error {
+// sayAll reads the input until it ends, the session does, or /quit (left).
+func sayAll(ctx context.Context, s *session, p *linePrinter, to target) (left bool, err error) {
 	lines := make(chan string)
 	failed := make(chan error, 1)
 	stop := make(chan struct{})
@@ -68,14 +68,14 @@ func sayAll(ctx context.Context, s *session, p *linePrinter, to target) error {
 	for n := 0; ; n++ {
 		select {
 		case <-ctx.Done():
-			return nil
+			return false, nil
 		case <-p.ended:
-			return nil
+			return false, nil
 		case err := <-failed:
 			if err != nil {
-				return fmt.Errorf("read input: %w", err)
+				return false, fmt.Errorf("read input: %w", err)
 			}
-			return nil
+			return false, nil
 		case line := <-lines:
 			act := parse(line)
 			switch act.kind {
@@ -98,7 +98,7 @@ func sayAll(ctx context.Context, s *session, p *linePrinter, to target) error {
 			case complain:
 				p.note(act.text)
 			case quit:
-				return nil
+				return true, nil
 			}
 		}
 	}
@@ -126,6 +126,9 @@ func (p *linePrinter) event(ev any) {
 		from := oneLine(ev.From)
 		if ev.Group != "" {
 			from += " #" + oneLine(ev.Group)
+		}
+		if ev.Unmoderated {
+			p.noteLocked("unmoderated: " + from)
 		}
 		_, _ = fmt.Fprintf(p.std.Out, "%s: %s\n", from, oneLine(string(ev.Body)))
 	case stateIs:

@@ -56,12 +56,17 @@ type model struct {
 	height int
 	pane   viewport.Model
 	input  textinput.Model
+	recall recall
 }
 
 func newModel(o Options, now func() time.Time) *model {
 	m := &model{opts: o, now: now, to: o.target(), pane: viewport.New(), input: textinput.New()}
 	m.input.CharLimit = maxTyped
 	m.input.SetVirtualCursor(false)
+	// The library's own colours are for a dark background.
+	m.input.SetStyles(textinput.Styles{
+		Focused: textinput.StyleState{Prompt: own, Placeholder: faint}, Cursor: m.input.Styles().Cursor,
+	})
 	m.input.Focus()
 	m.prompt()
 	m.add(entry{text: "welcome, " + oneLine(o.User) + ". " + greeting(m.to)})
@@ -98,6 +103,12 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		case "pgdown":
 			m.pane.HalfPageDown()
 			return m, nil
+		case "up":
+			m.recalled(m.recall.older(m.input.Value()))
+			return m, nil
+		case "down":
+			m.recalled(m.recall.newer())
+			return m, nil
 		}
 	case received:
 		m.received(msg.Delivery)
@@ -117,6 +128,7 @@ func (m *model) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 // enter acts on the typed line.
 func (m *model) enter() tea.Cmd {
 	act := parse(m.input.Value())
+	m.recall.add(m.input.Value())
 	m.input.Reset()
 	switch act.kind {
 	case say:
@@ -146,6 +158,14 @@ func (m *model) enter() tea.Cmd {
 	return nil
 }
 
+// recalled puts an earlier line into the input.
+func (m *model) recalled(line string, ok bool) {
+	if ok {
+		m.input.SetValue(line)
+		m.input.CursorEnd()
+	}
+}
+
 // received shows a delivery, unless the person has just typed it.
 func (m *model) received(d *mics.Delivery) {
 	if isEcho(d, m.opts.User, m.opts.Device) {
@@ -159,7 +179,11 @@ func (m *model) received(d *mics.Delivery) {
 		}
 		m.prompt()
 	}
-	m.add(entry{from: oneLine(d.From), own: mine, to: oneLine(d.To), group: oneLine(d.Group), text: printable(string(d.Body))})
+	e := entry{from: oneLine(d.From), own: mine, to: oneLine(d.To), group: oneLine(d.Group), text: printable(string(d.Body))}
+	if d.Unmoderated {
+		e.note = "(unmoderated)"
+	}
+	m.add(e)
 }
 
 func (m *model) answered(a answered) {

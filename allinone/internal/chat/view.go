@@ -41,7 +41,7 @@ type entry struct {
 	to     string // of an own line
 	text   string
 	mark   mark
-	note   string // beside the mark
+	note   string // beside the mark or, without one, after the text
 	own    bool
 
 	laidOut   string // cache of render for width laidOutAt; 0: not rendered
@@ -88,7 +88,7 @@ func (e entry) render(width int) string {
 
 func (e entry) markText() string {
 	note := e.note
-	if note != "" {
+	if note != "" && e.mark != unmarked {
 		note = " " + note
 	}
 	switch e.mark {
@@ -99,6 +99,7 @@ func (e entry) markText() string {
 	case failed:
 		return bad.Render("✗" + note)
 	case unmarked:
+		return faint.Render(e.note)
 	}
 	return ""
 }

@@ -574,7 +574,10 @@ func (x *Refusal) GetReason() Refusal_Reason {
 
 // Confirm says of every delivery of this router to the session, up to the id,
 // that its device has got it or that a router has taken it back (Handover,
-// CloseSessions). For a session that is not here it names the highest id.
+// CloseSessions). An id with the highest bit set speaks of the backlog, one
+// without it of the stream's deliveries; a Confirm of a delivery comes with or
+// after its answer. For a session that is not here both name the highest id
+// there can be.
 type Confirm struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionId     uint64                 `protobuf:"varint,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -768,8 +771,9 @@ type Undelivered struct {
 	Unmoderated bool                   `protobuf:"varint,2,opt,name=unmoderated,proto3" json:"unmoderated,omitempty"`
 	// As in Delivery.
 	Key []byte `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
-	// In a backlog only: the delivery id under which the home router keeps its
-	// copy, to be confirmed like any other delivery of that router.
+	// In a backlog only: the id under which the home router keeps its copy, to be
+	// confirmed like a delivery. These ids have the highest bit set and are a
+	// sequence of their own, because they do not come in order with deliveries.
 	Id            uint64 `protobuf:"varint,4,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
