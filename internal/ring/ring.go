@@ -1,33 +1,59 @@
 // Package ring decides which router is a user's home: rendezvous hashing, so
 // that a router that comes or goes moves only its own share of users, and
 // everybody who knows the same routers agrees without talking.
+//
+// The answers are the same in every version: peers of two versions have to agree
+// during a rolling update.
 package ring
 
-import "github.com/cespare/xxhash/v2"
+import (
+	"encoding/binary"
+
+	"github.com/cespare/xxhash/v2"
+)
+
+// Hash is the user's place in every ranking; whoever has only the hash can tell
+// the user's home.
+func Hash(tenant, user string) uint64 {
+	// The separator keeps any two tuples different (names hold no NUL).
+	var buf [256]byte
+	b := append(buf[:0], tenant...)
+	b = append(b, 0)
+	b = append(b, user...)
+	return xxhash.Sum64(b)
+}
 
 // Pick returns the index of the user's home among nodes, which need not be in
 // any order; -1 when there are none. Asked again without the home, it names the
-// next one. The answer is the same in every version: peers of two versions have
-// to agree during a rolling update.
-func Pick(nodes []string, tenant, user string) int {
-	best, bestScore := -1, uint64(0)
-	for i, n := range nodes {
-		s := score(n, tenant, user)
-		if best < 0 || s > bestScore || s == bestScore && n < nodes[best] {
-			best, bestScore = i, s
-		}
-	}
-	return best
+// next one.
+func Pick(nodes []string, tenant, user string) int { return PickHash(nodes, Hash(tenant, user)) }
+
+// PickHash is Pick by the user's hash.
+func PickHash(nodes []string, h uint64) int {
+	home, _ := Pair(nodes, h)
+	return home
 }
 
-// score hashes the parts with their separators, so that no two tuples are the
-// same bytes (names hold no NUL).
-func score(node, tenant, user string) uint64 {
+// Pair returns the indexes of the user's home and of the next one, its backup;
+// -1 for what there is not.
+func Pair(nodes []string, h uint64) (home, backup int) {
+	home, backup = -1, -1
+	var first, second uint64
+	for i, n := range nodes {
+		s := score(n, h)
+		switch {
+		case home < 0 || s > first || s == first && n < nodes[home]:
+			home, backup, first, second = i, home, s, first
+		case backup < 0 || s > second || s == second && n < nodes[backup]:
+			backup, second = i, s
+		}
+	}
+	return home, backup
+}
+
+func score(node string, h uint64) uint64 {
 	var buf [256]byte
-	b := append(buf[:0], node...)
-	b = append(b, 0)
-	b = append(b, tenant...)
-	b = append(b, 0)
-	b = append(b, user...)
+	b := binary.LittleEndian.AppendUint64(buf[:0], h)
+	b = append(b, node...)
 	return xxhash.Sum64(b)
 }

@@ -32,3 +32,24 @@ func TestOnlyTheLeaversShareMoves(t *testing.T) {
 		t.Error("no nodes, yet a home")
 	}
 }
+
+func TestTheBackupIsTheNextHome(t *testing.T) {
+	nodes := []string{"r1", "r2", "r3", "r4", "r5"}
+	for u := range 1000 {
+		h := Hash("t", fmt.Sprint("user", u))
+		home, backup := Pair(nodes, h)
+		if home != PickHash(nodes, h) || home == backup {
+			t.Fatalf("user %d: home %d, backup %d", u, home, backup)
+		}
+		left := slices.Delete(slices.Clone(nodes), home, home+1)
+		if next := left[PickHash(left, h)]; next != nodes[backup] {
+			t.Fatalf("user %d: backup %s, and without its home %s", u, nodes[backup], next)
+		}
+	}
+	if home, backup := Pair([]string{"r1"}, 7); home != 0 || backup != -1 {
+		t.Errorf("one node: home %d, backup %d", home, backup)
+	}
+	if home, backup := Pair(nil, 7); home != -1 || backup != -1 {
+		t.Errorf("no nodes: home %d, backup %d", home, backup)
+	}
+}

@@ -146,7 +146,7 @@ func (l *logs) count(t testing.TB, event string) (n int) {
 	for {
 		var line struct{ Msg string }
 		switch err := d.Decode(&line); {
-		case err == io.EOF: //nolint:errorlint // comes bare
+		case err == io.EOF:
 			return n
 		case err != nil:
 			t.Fatal(err)

@@ -69,7 +69,7 @@ func (h *Handler) auth(ctx context.Context, req *AuthRequest) (*AuthResponse, er
 		return res, err
 	}
 	if res.GetUserId() == "" {
-		return nil, errors.New("Auth accepted a token and named no user")
+		return nil, errors.New("no user was named for an accepted token")
 	}
 	cfg := res.GetConfig()
 	// Hooks at another base URL are somebody else's to answer for.
