@@ -149,7 +149,7 @@ func (g *fakeGateway) Deliver(_ context.Context, s *connect.BidiStream[gatewayv1
 	for {
 		req, err := s.Receive()
 		if err != nil {
-			return nil //nolint:nilerr // the router is gone
+			return nil // the router is gone
 		}
 		res := &gatewayv1.DeliverResponse{}
 		g.mu.Lock()
@@ -166,7 +166,7 @@ func (g *fakeGateway) Deliver(_ context.Context, s *connect.BidiStream[gatewayv1
 		}
 		g.mu.Unlock()
 		if err := s.Send(res); err != nil {
-			return nil //nolint:nilerr // the router is gone
+			return nil // the router is gone
 		}
 	}
 }
@@ -288,15 +288,15 @@ func (g *fakeGateway) publisher(r *Router) *publisher {
 	return p
 }
 
-// send publishes one message and returns its ack.
-func (p *publisher) send(session uint64, m *messagev1.MessageRequest) *messagev1.MessageAck {
+// send publishes one message of session 1 and returns its ack.
+func (p *publisher) send(m *messagev1.MessageRequest) *messagev1.MessageAck {
 	p.g.t.Helper()
 	raw, err := proto.Marshal(m)
 	if err != nil {
 		p.g.t.Fatal(err)
 	}
 	p.n++
-	if err := p.s.Send(&routerv1.PublishRequest{Messages: []*routerv1.Inbound{{Ref: p.n, SessionId: session, Message: raw, Version: 2}}}); err != nil {
+	if err := p.s.Send(&routerv1.PublishRequest{Messages: []*routerv1.Inbound{{Ref: p.n, SessionId: 1, Message: raw, Version: 2}}}); err != nil {
 		p.g.t.Fatal(err)
 	}
 	res, err := p.s.Receive()

@@ -19,10 +19,6 @@ func (r *Router) peer(to route.Router) routerv1connect.PeerServiceClient {
 	return routerv1connect.NewPeerServiceClient(r.client, to.Endpoint, rpc.ClientOptions()...)
 }
 
-func (r *Router) router(to route.Router) routerv1connect.RouterServiceClient {
-	return routerv1connect.NewRouterServiceClient(r.client, to.Endpoint, rpc.ClientOptions()...)
-}
-
 func (r *Router) gateway(to route.Node) gatewayv1connect.GatewayServiceClient {
 	return gatewayv1connect.NewGatewayServiceClient(r.client, to.Endpoint, rpc.ClientOptions()...)
 }

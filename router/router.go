@@ -154,7 +154,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.push("dispatcher", r.dispatcher.Close)
 	admitter := admit.New(admit.Options{
 		Self: r.self, Directory: r.directory, Routes: r.store, Tenant: r.tenants.Get, Hooks: hooks, Dispatcher: r.dispatcher,
-		Offline: r.kept, Buffer: buffer, Peer: r.peer, Router: r.router, Gateway: r.gateway,
+		Offline: r.kept, Buffer: buffer, Peer: r.peer, Gateway: r.gateway,
 		MaxMessageBytes: cfg.messages.MaxMessageBytes, Stats: r.stats, Log: log, Tracer: r.tel.Tracer,
 	})
 	r.push("admissions", admitter.Close)
@@ -199,13 +199,22 @@ func (r *Router) Start(ctx context.Context) error {
 	}()
 	r.push("sweeper", func() { close(stop); <-done })
 	// First of all: nobody comes to a router that is not in the directory.
-	r.teardown.Push("directory", stepBudget, func(ctx context.Context) error {
-		r.store.leaving.Store(true)
-		return r.directory.Stop(ctx)
-	})
+	r.teardown.Push("directory", stepBudget, r.leave)
 	r.internal.Start()
 	r.tel.Log.InfoContext(ctx, "started", "internal_listen", r.InternalAddr(), "endpoint", r.self.Endpoint, "version", r.self.Version, "tenants", r.tenants.Len())
 	return nil
+}
+
+// leave takes this router out of the directory. Without the store its lease
+// runs out by itself.
+func (r *Router) leave(ctx context.Context) error {
+	r.store.leaving.Store(true)
+	err := r.directory.Stop(ctx)
+	if errors.Is(err, route.ErrUnavailable) {
+		r.tel.Log.WarnContext(ctx, "router_not_removed", "err", err)
+		return nil
+	}
+	return err
 }
 
 // sweep drops expired buffer entries until stop is closed.

@@ -2,16 +2,13 @@ package router
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"connectrpc.com/connect"
-	"github.com/mics-im/mics/internal/config"
 	"github.com/mics-im/mics/internal/fault"
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/internal/testkit"
@@ -81,15 +78,15 @@ func TestAMessageCrossesTheCluster(t *testing.T) {
 	p := g1.publisher(r1)
 	for i := range 3 {
 		n := strconv.Itoa(i)
-		if ack := p.send(1, text(ann, ben, n, "hi "+n)); ack.Status != messagev1.AckStatus_SENT || ack.MsgId != n || ack.TimestampMs == 0 || ack.OfflineBufferedUsers != 0 {
+		if ack := p.send(text(ann, ben, n, "hi "+n)); ack.Status != messagev1.AckStatus_SENT || ack.MsgId != n || ack.TimestampMs == 0 || ack.OfflineBufferedUsers != 0 {
 			t.Fatalf("ack %v", ack)
 		}
 	}
 	g2.wants(1, "hi 0", "hi 1", "hi 2")
-	if ack := p.send(1, text(ann, ben, "1", "hi 1")); ack.Status != messagev1.AckStatus_SENT || ack.Reason != "duplicate" {
+	if ack := p.send(text(ann, ben, "1", "hi 1")); ack.Status != messagev1.AckStatus_SENT || ack.Reason != "duplicate" {
 		t.Fatalf("a repeat: %v", ack)
 	}
-	if ack := p.send(1, text(ann, ben, "9", "bad word")); ack.Status != messagev1.AckStatus_FAILED || ack.Reason != "no bad words" {
+	if ack := p.send(text(ann, ben, "9", "bad word")); ack.Status != messagev1.AckStatus_FAILED || ack.Reason != "no bad words" {
 		t.Fatalf("a denied message: %v", ack)
 	}
 	g2.wants(1, "hi 0", "hi 1", "hi 2")
@@ -116,7 +113,7 @@ func TestABacklogIsKeptAtTheHomeAndTakenThroughTheOtherRouter(t *testing.T) {
 	p := g.publisher(r1)
 	for i := range 3 {
 		n := strconv.Itoa(i)
-		if ack := p.send(1, text(ann, ben, n, "kept "+n)); ack.Status != messagev1.AckStatus_SENT || ack.OfflineBufferedUsers != 1 {
+		if ack := p.send(text(ann, ben, n, "kept "+n)); ack.Status != messagev1.AckStatus_SENT || ack.OfflineBufferedUsers != 1 {
 			t.Fatalf("ack %v", ack)
 		}
 	}
@@ -135,7 +132,7 @@ func TestABacklogIsKeptAtTheHomeAndTakenThroughTheOtherRouter(t *testing.T) {
 	if len(ids) != 3 || ids[0] {
 		t.Errorf("ids %v", ids)
 	}
-	p.send(1, text(ann, ben, "3", "live"))
+	p.send(text(ann, ben, "3", "live"))
 	g.wants(2, "kept 0", "kept 1", "kept 2", "live")
 
 	// What the session did not deliver is handed back, and comes first.
@@ -148,7 +145,7 @@ func TestABacklogIsKeptAtTheHomeAndTakenThroughTheOtherRouter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.send(1, text(ann, ben, "4", "later"))
+	p.send(text(ann, ben, "4", "later"))
 	if again := g.open(r1, 3, ben); again.Epoch != 2 {
 		t.Errorf("epoch %d", again.Epoch)
 	}
@@ -173,7 +170,7 @@ func TestAGroupGetsAMessageOnce(t *testing.T) {
 		g.open(r, uint64(i+1), user)
 	}
 	m := &messagev1.MessageRequest{TenantId: "acme", UserId: "ann", DeviceId: "phone", MsgId: "1", MsgType: messagev1.MessageType_GROUP_CHAT, GroupId: "all", MsgBody: []byte("all")}
-	ack := g.publisher(r).send(1, m)
+	ack := g.publisher(r).send(m)
 	if ack.Status != messagev1.AckStatus_SENT || ack.OfflineBufferedUsers != 1 || ack.PartialDelivery {
 		t.Fatalf("ack %v", ack)
 	}
@@ -198,7 +195,7 @@ func TestATenantThatKeepsOfflineMessagesItself(t *testing.T) {
 	g.register(r)
 	g.open(r, 1, "ann")
 	g.wants(1, "pulled")
-	if ack := g.publisher(r).send(1, text("ann", "ben", "1", "hi")); ack.Status != messagev1.AckStatus_SENT || ack.OfflineNotifiedUsers != 1 || ack.OfflineBufferedUsers != 0 || ack.PartialDelivery {
+	if ack := g.publisher(r).send(text("ann", "ben", "1", "hi")); ack.Status != messagev1.AckStatus_SENT || ack.OfflineNotifiedUsers != 1 || ack.OfflineBufferedUsers != 0 || ack.PartialDelivery {
 		t.Fatalf("ack %v", ack)
 	}
 	if opened := g.open(r, 2, "ben"); len(opened.Backlog) != 0 {
@@ -273,24 +270,31 @@ func TestTheNewestIncarnationHoldsTheLease(t *testing.T) {
 }
 
 func TestReadiness(t *testing.T) {
-	redis := "127.0.0.1:" + strconv.Itoa(testkit.FreePort(t)) // nobody is there
-	r := startRouter(t, "r1", redis, "http://127.0.0.1:1", nil)
-	if code, body := get(t, r, "/readyz"); code != 503 || !strings.Contains(body, "not been reached yet") {
+	never := startRouter(t, "r1", "127.0.0.1:"+strconv.Itoa(testkit.FreePort(t)), "http://127.0.0.1:1", nil)
+	if code, body := get(t, never, "/readyz"); code != 503 || !strings.Contains(body, "not been reached yet") {
 		t.Errorf("never reached: %d %s", code, body)
 	}
-	if code, _ := get(t, r, "/healthz"); code != 200 {
+	if code, _ := get(t, never, "/healthz"); code != 200 {
 		t.Errorf("healthz %d", code)
 	}
-	up := startRouter(t, "r2", Memory, "http://127.0.0.1:1", nil)
-	if code, body := get(t, up, "/readyz"); code != 200 || body != "{\"ready\":true}\n" {
+	redis := testkit.StartRedis(t)
+	r := startRouter(t, "r2", redis.Addr, "http://127.0.0.1:1", nil)
+	if code, body := get(t, r, "/readyz"); code != 200 || body != "{\"ready\":true}\n" {
 		t.Errorf("%d %s", code, body)
 	}
-	up.store.mu.Lock()
-	up.store.err = errors.New("connection refused") // until the next renewal
-	up.store.mu.Unlock()
-	if code, body := get(t, up, "/readyz"); code != 200 || !strings.Contains(body, `"degraded":["redis: connection refused"]`) && body != "{\"ready\":true}\n" {
-		t.Errorf("degraded: %d %s", code, body)
+	redis.Kill()
+	testkit.Eventually(t, "degraded", func() bool {
+		code, body := get(t, r, "/readyz")
+		if code != 200 {
+			t.Fatalf("degraded is not dead: %d %s", code, body)
+		}
+		return strings.Contains(body, `"ready":true,"degraded":["redis: `)
+	})
+	if _, metrics := get(t, r, "/metrics"); !strings.Contains(metrics, "mics_redis_up 0\n") {
+		t.Error("mics_redis_up is not 0")
 	}
+	redis.Restart(t)
+	testkit.Eventually(t, "up again", func() bool { _, body := get(t, r, "/readyz"); return body == "{\"ready\":true}\n" })
 }
 
 func TestStopLetsMessagesFinish(t *testing.T) {
@@ -299,7 +303,7 @@ func TestStopLetsMessagesFinish(t *testing.T) {
 	g.register(r)
 	g.open(r, 1, "ann")
 	p := g.publisher(r)
-	p.send(1, text("ann", "ann", "1", "before"))
+	p.send(text("ann", "ann", "1", "before"))
 	if err := r.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -334,74 +338,5 @@ func TestRunStopsWithItsContext(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
-	}
-}
-
-func env(m map[string]string) func(string) (string, bool) {
-	return func(k string) (string, bool) { v, ok := m[k]; return v, ok }
-}
-
-func TestLoadConfig(t *testing.T) {
-	c, err := LoadConfig([]string{"--group-route-chunk-size=7"}, env(map[string]string{"REDIS__CONNECTION": "redis://h:1", "OFFLINE_BUFFER_MAX_BYTES": "5"}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c.InternalListen != ":9080" || c.NodeID == "" || c.messages.GroupChunk != 7 || c.messages.GroupMaxUsers != 200_000 || c.messages.GroupMaxBuffered != 1024 ||
-		c.messages.MaxMessageBytes != 1<<20 || c.offline.MaxMessagesPerUser != 128 || c.offline.MaxBytesPerUser != 1<<20 || c.offline.MaxBytes != 5 ||
-		c.tenants.Settings.HookMaxConcurrency != 32 || c.tenants.Settings.HookQueueTimeout != 10*time.Millisecond {
-		t.Errorf("%+v", c)
-	}
-	for want, bad := range map[string]map[string]string{
-		"REDIS__CONNECTION: required":      {},
-		`PUBLIC_ENDPOINT: "h:1"`:           {"PUBLIC_ENDPOINT": "h:1"},
-		`GROUP_ROUTE_CHUNK_SIZE="0"`:       {"GROUP_ROUTE_CHUNK_SIZE": "0"},
-		"TENANT_AUTH_MAP":                  {"TENANT_AUTH_MAP": "{"},
-		`MAX_MESSAGE_BYTES="99999999999"`:  {"MAX_MESSAGE_BYTES": "99999999999"},
-		`HOOK_SIGN_REQUIRED="perhaps"`:     {"HOOK_SIGN_REQUIRED": "perhaps"},
-		"NODE_ID: must be 1 to 128 bytes":  {"NODE_ID": ""},
-		`TENANT_MAX_IN_FLIGHT="-1"`:        {"TENANT_MAX_IN_FLIGHT": "-1"},
-		`OFFLINE_BUFFER_MAX_BYTES="a lot"`: {"OFFLINE_BUFFER_MAX_BYTES": "a lot"},
-	} {
-		if want != "REDIS__CONNECTION: required" {
-			bad["REDIS__CONNECTION"] = Memory
-		}
-		if _, err := LoadConfig(nil, env(bad)); !errors.Is(err, config.ErrInvalid) || !strings.Contains(err.Error(), want) {
-			t.Errorf("got %v, want %s", err, want)
-		}
-	}
-	if _, err := LoadConfig([]string{"--help"}, env(nil)); !errors.Is(err, config.ErrHelp) || !strings.Contains(err.Error(), "REDIS__CONNECTION") {
-		t.Errorf("help: %v", err)
-	}
-}
-
-func TestNewThatFailsLeavesNothing(t *testing.T) {
-	good := map[string]string{"REDIS__CONNECTION": Memory, "INTERNAL_LISTEN": "127.0.0.1:0"}
-	cfg, err := LoadConfig(nil, env(good))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg.Telemetry = telemetry.Config{LogWriter: io.Discard}
-	first, err := New(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	taken := cfg
-	taken.InternalListen = first.InternalAddr()
-	if r, err := New(t.Context(), taken); err == nil || !strings.HasPrefix(err.Error(), "INTERNAL_LISTEN: ") {
-		t.Errorf("got %v, %v", r, err)
-	}
-	if err := first.Stop(t.Context()); err != nil { // never started
-		t.Error(err)
-	}
-	for want, change := range map[string]func(*Config){
-		"REDIS__CONNECTION": func(c *Config) { c.Redis = "ftp://secret@h" },
-		"TENANTS_FILE":      func(c *Config) { c.tenants.File = t.TempDir() + "/none.yaml" },
-		"PUBLIC_ENDPOINT":   func(c *Config) { c.PublicEndpoint = "h:1" },
-	} {
-		bad := cfg
-		change(&bad)
-		if r, err := New(t.Context(), bad); !errors.Is(err, config.ErrInvalid) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
-			t.Errorf("got %v, %v", r, err)
-		}
 	}
 }

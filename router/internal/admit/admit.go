@@ -72,7 +72,6 @@ type Directory interface {
 	Gateway(route.NodeRef) (route.Node, bool)
 	Refs() []route.NodeRef
 	Home(route.UserKey) (home route.Router, self bool)
-	Routers() []route.Router
 }
 
 // Dispatcher is what an admission needs of it.
@@ -94,9 +93,8 @@ type Options struct {
 	// Offline is this router's part of the offline buffer, Buffer the whole.
 	Offline *offline.Buffer
 	Buffer  dispatch.Buffer
-	// Peer, Router and Gateway return clients of other processes.
+	// Peer and Gateway return clients of other processes.
 	Peer    func(route.Router) routerv1connect.PeerServiceClient
-	Router  func(route.Router) routerv1connect.RouterServiceClient
 	Gateway func(route.Node) gatewayv1connect.GatewayServiceClient
 	// MaxMessageBytes bounds the body of a message that a tenant's hook returns.
 	MaxMessageBytes int

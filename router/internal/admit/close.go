@@ -3,11 +3,9 @@ package admit
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/mics-im/mics/internal/fault"
 	"github.com/mics-im/mics/internal/frame"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
@@ -26,9 +24,8 @@ const (
 // CloseSessions takes routes away and keeps what was not delivered. When it
 // returns nil everything is stored; after an error all of it may be said again.
 // A gateway whose lease has run out is heard too: its changes apply only where
-// its session is still the device's latest. passedOn: another router has told
-// all the others.
-func (a *Admitter) CloseSessions(ctx context.Context, req *routerv1.CloseSessionsRequest, passedOn bool) error {
+// its session is still the device's latest.
+func (a *Admitter) CloseSessions(ctx context.Context, req *routerv1.CloseSessionsRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
 	node := ref(req.GetGateway())
@@ -66,7 +63,9 @@ func (a *Admitter) CloseSessions(ctx context.Context, req *routerv1.CloseSession
 	}
 	return errors.Join(
 		each(handing, func(s *routerv1.ClosedSession) error { return a.handBack(ctx, node, s) }),
-		a.neverOpened(ctx, req.GetGateway(), never, passedOn),
+		each(never, func(s *routerv1.ClosedSession) error {
+			return a.abandon(ctx, route.Location{Node: node, Session: s.SessionId})
+		}),
 	)
 }
 
@@ -161,40 +160,10 @@ func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispat
 	return nil
 }
 
-// neverOpened gives up sessions whose openings got no answer. Nobody but their
-// homes knows whose they are, and any router may hold copies of what they had
-// accepted, so everybody is told. What such a session hands back needs no
-// keeping: the routers that sent it have it still.
-func (a *Admitter) neverOpened(ctx context.Context, gateway *gatewayv1.GatewayRef, sessions []*routerv1.ClosedSession, passedOn bool) error {
-	if len(sessions) == 0 {
-		return nil
-	}
-	err := each(sessions, func(s *routerv1.ClosedSession) error {
-		return a.abandon(ctx, route.Location{Node: ref(gateway), Session: s.SessionId})
-	})
-	if passedOn {
-		return err
-	}
-	var others []route.Router
-	for _, r := range a.opts.Directory.Routers() {
-		if r.ID != a.opts.Self.ID {
-			others = append(others, r)
-		}
-	}
-	return errors.Join(err, each(others, func(r route.Router) error {
-		req := connect.NewRequest(&routerv1.CloseSessionsRequest{Gateway: gateway, Sessions: sessions})
-		req.Header().Set(PassedOnHeader, "1")
-		if _, err := a.opts.Router(r).CloseSessions(ctx, req); err != nil {
-			return fault.Wrap(fault.Unavailable, fmt.Sprintf("tell router %s", r.ID), err)
-		}
-		return nil
-	}))
-}
-
-// PassedOnHeader marks a CloseSessions that one router passes on to the others.
-const PassedOnHeader = "Mics-Passed-On"
-
-// abandon gives one opening up, whether it has been admitted or is about to be.
+// abandon gives up a session whose opening got no answer, whether it has been
+// admitted or is about to be. Nobody but its home knows whose it is, and any
+// router may hold copies of what it had accepted, so its gateway tells all of
+// them. What it hands back needs no keeping: the routers that sent it have it.
 func (a *Admitter) abandon(ctx context.Context, loc route.Location) error {
 	adm := a.ledger.abandon(loc)
 	if adm == nil {

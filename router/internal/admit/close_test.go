@@ -63,7 +63,7 @@ func TestNothingIsAnsweredBeforeItIsStored(t *testing.T) {
 		start := time.Now()
 		err := n.CloseSessions(t.Context(), &routerv1.CloseSessionsRequest{
 			Gateway: wireRef(g(1)), Sessions: []*routerv1.ClosedSession{closed(5, 1, final, undelivered("1")...)},
-		}, false)
+		})
 		if fault.KindOf(err) != fault.Unavailable || time.Since(start) != closeTimeout {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
@@ -84,7 +84,7 @@ func TestWhatIsNotKeptIsSaidAgainToAnotherHome(t *testing.T) {
 			n.opts.Buffer = notKept{}
 			err := n.CloseSessions(t.Context(), &routerv1.CloseSessionsRequest{
 				Gateway: wireRef(g(1)), Sessions: []*routerv1.ClosedSession{closed(5, 1, final, undelivered("1")...)},
-			}, false)
+			})
 			if self := i == 1; self && err != nil || !self && fault.KindOf(err) != want {
 				t.Errorf("%s: %v", n.self.ID, err)
 			}
@@ -105,7 +105,7 @@ func TestAStoreThatIsAwayIsToldToTheGateway(t *testing.T) {
 		for name, s := range map[string]*routerv1.ClosedSession{
 			"release": closed(5, 1, routerv1.ClosedSession_STAGE_RELEASE), "final": closed(5, 1, final), "with messages": closed(5, 1, final, undelivered("1")...),
 		} {
-			err := n.CloseSessions(t.Context(), &routerv1.CloseSessionsRequest{Gateway: wireRef(g(1)), Sessions: []*routerv1.ClosedSession{s}}, false)
+			err := n.CloseSessions(t.Context(), &routerv1.CloseSessionsRequest{Gateway: wireRef(g(1)), Sessions: []*routerv1.ClosedSession{s}})
 			if fault.KindOf(err) != fault.Unavailable {
 				t.Errorf("%s: %v", name, err)
 			}

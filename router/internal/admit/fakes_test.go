@@ -139,7 +139,6 @@ func (c *cluster) router(id string) *node {
 		Self: n.self, Directory: n, Routes: NewCounted(n.store, n.stats, tel.Log), Tenant: n.tenants.Get, Hooks: c, Dispatcher: n,
 		Offline: n.offline, Buffer: n.buffer,
 		Peer:            func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
-		Router:          func(to route.Router) routerv1connect.RouterServiceClient { return routerWire{to: c.named(to.ID)} },
 		Gateway:         func(to route.Node) gatewayv1connect.GatewayServiceClient { return gatewayWire{c: c, node: to.NodeRef} },
 		MaxMessageBytes: 100, Stats: n.stats, Log: tel.Log, Tracer: tel.Tracer,
 	})
@@ -171,13 +170,6 @@ func (n *node) Refs() []route.NodeRef                      { return []route.Node
 func (n *node) Home(route.UserKey) (route.Router, bool) {
 	home := n.c.nodes[len(n.c.nodes)-1]
 	return home.self, home == n
-}
-func (n *node) Routers() []route.Router {
-	var out []route.Router
-	for _, r := range n.c.nodes {
-		out = append(out, r.self)
-	}
-	return out
 }
 
 // The dispatcher.
@@ -253,18 +245,6 @@ func (w wire) Buffer(ctx context.Context, req *connect.Request[routerv1.BufferRe
 	return connect.NewResponse(w.to.buffer.KeepAll(ctx, req.Msg)), nil
 }
 
-type routerWire struct {
-	routerv1connect.RouterServiceClient
-	to *node
-}
-
-func (w routerWire) CloseSessions(ctx context.Context, req *connect.Request[routerv1.CloseSessionsRequest]) (*connect.Response[routerv1.CloseSessionsResponse], error) {
-	if err := w.to.CloseSessions(ctx, req.Msg, req.Header().Get(PassedOnHeader) != ""); err != nil {
-		return nil, err
-	}
-	return connect.NewResponse(&routerv1.CloseSessionsResponse{}), nil
-}
-
 type gatewayWire struct {
 	gatewayv1connect.GatewayServiceClient
 	c    *cluster
@@ -334,7 +314,7 @@ func closed(session, epoch uint64, stage routerv1.ClosedSession_Stage, undeliver
 // closes says that sessions of gateway i have ended.
 func (n *node) closes(i int, sessions ...*routerv1.ClosedSession) {
 	n.c.t.Helper()
-	if err := n.CloseSessions(context.Background(), &routerv1.CloseSessionsRequest{Gateway: wireRef(g(i)), Sessions: sessions}, false); err != nil {
+	if err := n.CloseSessions(context.Background(), &routerv1.CloseSessionsRequest{Gateway: wireRef(g(i)), Sessions: sessions}); err != nil {
 		n.c.t.Fatal(err)
 	}
 }
@@ -380,9 +360,11 @@ func key(s string) (k [16]byte) {
 	return k
 }
 
-func (n *node) keeps(texts ...string) {
+func (n *node) keeps(texts ...string) { n.keepsAt(false, texts...) }
+
+func (n *node) keepsAt(front bool, texts ...string) {
 	for _, s := range texts {
-		n.offline.Put(phone.UserKey, offline.Entry{Message: offline.Message{Bytes: []byte(s), Key: key(s)}, Devices: []string{"phone"}, TTL: time.Hour})
+		n.offline.Put(phone.UserKey, offline.Entry{Message: offline.Message{Bytes: []byte(s), Key: key(s)}, Devices: []string{"phone"}, TTL: time.Hour, Front: front})
 	}
 }
 
@@ -399,7 +381,8 @@ func texts(u []*gatewayv1.Undelivered) []string {
 // kept is what the router's buffer has for the phone; it is taken.
 func (n *node) kept() []string {
 	var out []string
-	for _, m := range n.offline.Take(phone) {
+	front, rest := n.offline.Take(phone)
+	for _, m := range append(front, rest...) {
 		out = append(out, text(m.Bytes))
 	}
 	return out

@@ -2,6 +2,7 @@ package admit
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -10,6 +11,7 @@ import (
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/offline"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
 )
@@ -51,7 +53,7 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 		return a.unavailable(ctx, o, err), nil
 	}
 	res := &routerv1.AdmitResponse{Epoch: epoch, RouterId: a.opts.Self.ID, RouterIncarnation: a.opts.Self.Incarnation}
-	kept, ok := a.backlog(ctx, o, prev, res)
+	drained, ok := a.backlog(ctx, o, prev, res)
 	if !ok {
 		return refusal(codeAuth, textUnavailable), nil
 	}
@@ -62,7 +64,7 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 		}
 		return nil, errAbandoned
 	}
-	a.opts.Stats.Drained.Add(int64(kept))
+	a.opts.Stats.Drained.Add(int64(drained))
 	if o.tenant.OfflineHookPull() {
 		a.pull(o)
 	}
@@ -73,10 +75,10 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 var errAbandoned = fault.New(fault.FailedPrecondition, "the gateway has given this session up")
 
 // backlog puts into res what the device must get before anything else, in this
-// order: what the session had that is replaced, what the routers' copies say a
-// dead gateway had, what was kept while the device was absent. It returns how
-// many were kept; not ok: the admission has been taken back.
-func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (kept int, ok bool) {
+// order: what earlier sessions handed back, what the one had that is replaced,
+// what a dead gateway had, what came while the device was absent. It returns how
+// many were in the buffer; not ok: the admission has been taken back.
+func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (drained int, ok bool) {
 	msgs := a.takeOver(ctx, o, prev, res)
 	reclaimed, done, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool { return !a.opts.Directory.Alive(at.Node) })
 	if err != nil {
@@ -84,11 +86,8 @@ func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, r
 		return 0, false
 	}
 	defer done()
-	msgs = append(msgs, reclaimed...)
-	buffered := a.opts.Offline.Take(o.key)
-	for _, m := range buffered {
-		msgs = append(msgs, &dispatch.Message{Bytes: m.Bytes, Unmoderated: m.Unmoderated, Key: m.Key})
-	}
+	front, rest := a.opts.Offline.Take(o.key)
+	msgs = slices.Concat(kept(front), msgs, reclaimed, kept(rest))
 	ids, ok := a.opts.Dispatcher.Hold(o.key, o.loc, msgs)
 	if !ok {
 		a.takeBack(ctx, o, res.Epoch, msgs)
@@ -99,7 +98,16 @@ func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, r
 			Message: m.Bytes, Unmoderated: m.Unmoderated, Key: keyBytes(m.Key), Id: ids[i],
 		})
 	}
-	return len(buffered), true
+	return len(front) + len(rest), true
+}
+
+// kept makes messages to deliver of those that were kept.
+func kept(entries []offline.Message) []*dispatch.Message {
+	out := make([]*dispatch.Message, 0, len(entries))
+	for _, m := range entries {
+		out = append(out, &dispatch.Message{Bytes: m.Bytes, Unmoderated: m.Unmoderated, Key: m.Key})
+	}
+	return out
 }
 
 // limit counts the connection, or says why it may not be. An older session of

@@ -47,7 +47,7 @@ func BenchmarkSingleChat(b *testing.B) {
 		b.Run(fmt.Sprint("batch=", size), func(b *testing.B) {
 			w := newWorld(b, func(l *Limits) { l.DedupEntries = 1 << 20 })
 			defer w.close()
-			w.config("a", noCheck)
+			w.config(noCheck)
 			quiet := &bench{world: w}
 			w.p.opts.Routes, w.p.opts.Dispatcher = quiet, quiet
 			in := w.p.Intake(route.NodeRef{ID: "g", Incarnation: 1}, func(uint64, []byte) { quiet.acks++ })

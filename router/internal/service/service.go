@@ -14,7 +14,6 @@ import (
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
-	"github.com/mics-im/mics/router/internal/admit"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
 )
@@ -33,7 +32,7 @@ type Directory interface {
 type Admitter interface {
 	OpenSession(ctx context.Context, req *routerv1.OpenSessionRequest) (*routerv1.OpenSessionResponse, error)
 	Admit(ctx context.Context, req *routerv1.AdmitRequest) (*routerv1.AdmitResponse, error)
-	CloseSessions(ctx context.Context, req *routerv1.CloseSessionsRequest, passedOn bool) error
+	CloseSessions(ctx context.Context, req *routerv1.CloseSessionsRequest) error
 }
 
 // Intake takes one stream's messages into the pipeline.
@@ -60,6 +59,8 @@ type Options struct {
 
 // Service implements RouterService and PeerService.
 type Service struct {
+	// What PeerService has that a router does not serve yet.
+	routerv1connect.UnimplementedPeerServiceHandler
 	opts Options
 
 	stopping chan struct{} // closed by Close
@@ -133,8 +134,7 @@ func (s *Service) CloseSessions(ctx context.Context, req *connect.Request[router
 	if err := named(req.Msg.Gateway); err != nil {
 		return nil, err
 	}
-	err := s.opts.Admitter.CloseSessions(ctx, req.Msg, req.Header().Get(admit.PassedOnHeader) != "")
-	return respond(&routerv1.CloseSessionsResponse{}, err)
+	return respond(&routerv1.CloseSessionsResponse{}, s.opts.Admitter.CloseSessions(ctx, req.Msg))
 }
 
 // Buffer implements PeerService.

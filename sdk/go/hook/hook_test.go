@@ -209,7 +209,7 @@ func TestFailuresOfTheTenant(t *testing.T) {
 	}
 	abort := func(context.Context, *AuthRequest) (*AuthResponse, error) { panic(http.ErrAbortHandler) }
 	defer func() {
-		if p := recover(); p != any(http.ErrAbortHandler) { //nolint:errorlint // panics carry it bare
+		if p := recover(); p != any(http.ErrAbortHandler) {
 			t.Errorf("recovered %v", p)
 		}
 	}()
