@@ -25,7 +25,7 @@ func (s *Session) Deliver(d *Delivery) gatewayv1.Refusal_Reason {
 	case s.phase == opening:
 		// Open looks for repeats: only it knows the backlog and the keys that the
 		// device has had.
-		if s.full(d) {
+		if s.full() {
 			return s.overflow()
 		}
 		s.win.took(d.router, d.id)
@@ -39,7 +39,7 @@ func (s *Session) Deliver(d *Delivery) gatewayv1.Refusal_Reason {
 		s.win.tell(s.id)
 		return accepted
 	}
-	if s.full(d) {
+	if s.full() {
 		return s.overflow()
 	}
 	s.host.metrics.live.Inc()
@@ -77,16 +77,17 @@ func (s *Session) deliver(d *Delivery, now int64) {
 	s.win.add(d, s.tail)
 }
 
-// full says that a delivery does not fit: the queue is full, or, for a peer that
-// takes what is written and acknowledges nothing, the window has twice its room.
-// One alone always fits.
-func (s *Session) full(d *Delivery) bool {
-	c, n := &s.host.cfg, len(d.message)
-	return len(s.queue) >= c.QueueFrames ||
-		len(s.queue) > 0 && s.queuedBytes+n > c.QueueBytes ||
-		len(s.win.entries) >= 2*c.QueueFrames ||
-		s.phase == opening && len(s.win.entries) >= c.QueueFrames ||
-		len(s.win.entries) > 0 && s.win.bytes+n > 2*c.QueueBytes
+// full says that the queue is full, or, for a peer that takes what is written and
+// acknowledges nothing, that the window has twice its room. The bytes may exceed
+// the limit by one message, so that one alone always fits.
+func (s *Session) full() bool {
+	c := &s.host.cfg
+	most := 2 * c.QueueFrames
+	if s.phase == opening {
+		most = c.QueueFrames
+	}
+	return len(s.queue) >= c.QueueFrames || s.queuedBytes >= c.QueueBytes ||
+		len(s.win.entries) >= most || s.win.bytes >= 2*c.QueueBytes
 }
 
 // overflow closes the session because of a queue that is full.

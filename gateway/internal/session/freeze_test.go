@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mics-im/mics/gateway/internal/wstest"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
@@ -32,10 +33,10 @@ func TestHandover(t *testing.T) {
 		s, c := w.connectPaused(2)
 		w.open(s)
 		a := w.router("a")
-		c.allow(2) // the connect ack and the first delivery
+		c.Allow(2) // the connect ack and the first delivery
 		s.Deliver(a.delivery("1"))
 		synctest.Wait()
-		c.ack(1)
+		c.Ack(1)
 		s.Deliver(a.delivery("2"))
 		synctest.Wait() // it is being written
 		s.Deliver(a.delivery("3"))
@@ -43,14 +44,14 @@ func TestHandover(t *testing.T) {
 		h := freeze(t.Context(), s)
 		synctest.Wait()
 		want(t, "deliveries while it waits", s.Deliver(a.delivery("5")), moved)
-		c.allow(plenty)
+		c.Allow(wstest.Plenty)
 		synctest.Wait()
 		got := <-h
 		want(t, "found", got.ok, true)
-		wantIDs(t, "shown by the old socket", c.delivered(), "1", "2")
+		wantIDs(t, "shown by the old socket", c.Delivered(), "1", "2")
 		wantIDs(t, "handed over", idsOf(t, got.undelivered), "3", "4")
 		want(t, "keys of what was shown", string(got.keys), string(keyOf("1"))+string(keyOf("2")))
-		code, _ := c.closedWith()
+		code, _ := c.Closed()
 		want(t, "code", code, CodeReplaced)
 		want(t, "confirmed", a.confirmed(s), 4)
 		want(t, "finals", len(w.up.ended()), 0)
@@ -82,7 +83,7 @@ func TestHandoverWaitsOnlyALittleForAnAcknowledgement(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
 		s, c := w.connect(2)
-		c.setEcho(false)
+		c.Echo(false)
 		w.open(s)
 		s.Deliver(w.router("a").delivery("1"))
 		synctest.Wait()
@@ -99,7 +100,7 @@ func TestAHandoverThatNobodyWaitsForGoesBackByFinal(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
 		s, c := w.connect(2)
-		c.setEcho(false)
+		c.Echo(false)
 		w.open(s)
 		a := w.router("a")
 		s.Deliver(a.delivery("1"))
@@ -120,13 +121,13 @@ func TestASocketThatEndsDuringAHandover(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
 		s, c := w.connect(2)
-		c.setEcho(false)
+		c.Echo(false)
 		w.open(s)
 		s.Deliver(w.router("a").delivery("1"))
 		synctest.Wait()
 		h := freeze(t.Context(), s)
 		synctest.Wait()
-		_ = c.conn.Close()
+		_ = c.Conn.Close()
 		got := <-h
 		synctest.Wait()
 		wantIDs(t, "handed over", idsOf(t, got.undelivered), "1")
@@ -143,7 +144,7 @@ func TestHandoverAfterTheEndFindsNothing(t *testing.T) {
 		w.open(s)
 		s.Deliver(w.router("a").delivery("1"))
 		synctest.Wait()
-		_ = c.conn.Close()
+		_ = c.Conn.Close()
 		synctest.Wait()
 		got := <-freeze(t.Context(), s)
 		want(t, "found", got.ok, false)
@@ -166,7 +167,7 @@ func TestHandoverWhileOpeningWaitsForTheBacklog(t *testing.T) {
 		got := <-h
 		wantIDs(t, "handed over", idsOf(t, got.undelivered), "old", "held")
 		want(t, "backlog confirmed", home.confirmedBacklog(s), backlogIDs+1)
-		_ = c.conn.Close()
+		_ = c.Conn.Close()
 		synctest.Wait()
 		want(t, "gone", w.owner.isGone(s), true)
 		want(t, "finals", len(w.up.ended()), 0)
@@ -177,7 +178,7 @@ func TestHandoverOfAnOpeningThatNeverEnds(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
 		s, c := w.connect(2)
-		c.setEcho(false)
+		c.Echo(false)
 		home := w.router("home")
 		s.Deliver(home.delivery("held"))
 		got := <-freeze(t.Context(), s)
@@ -203,7 +204,7 @@ func TestTheNextSessionKnowsWhatTheDeviceHasHad(t *testing.T) {
 		synctest.Wait()
 		got := <-freeze(t.Context(), old)
 		wantIDs(t, "handed over", idsOf(t, got.undelivered)) // the echo covered it
-		wantIDs(t, "shown before", c.delivered(), "1")
+		wantIDs(t, "shown before", c.Delivered(), "1")
 
 		s, c := w.connect(2)
 		s.Deliver(b.delivery("1")) // a router that was not told in time
@@ -211,7 +212,7 @@ func TestTheNextSessionKnowsWhatTheDeviceHasHad(t *testing.T) {
 		want(t, "repeat", s.Deliver(b.delivery("1")), accepted)
 		s.Deliver(b.delivery("2"))
 		synctest.Wait()
-		wantIDs(t, "shown", c.delivered(), "2")
+		wantIDs(t, "shown", c.Delivered(), "2")
 		want(t, "repeats are confirmed", b.confirmed(s), 2)
 	})
 }

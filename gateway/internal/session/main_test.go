@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/gateway/internal/ws"
+	"github.com/mics-im/mics/gateway/internal/wstest"
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/internal/testkit"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
@@ -222,188 +222,37 @@ func idsOf(t testing.TB, list []*gatewayv1.Undelivered) (ids []string) {
 	return ids
 }
 
-// client is the other end of a socket. It reads frame by frame, as far as it is
-// allowed to.
-type client struct {
-	t      testing.TB
-	conn   net.Conn
-	tokens chan struct{}
-
-	mu     sync.Mutex
-	frames []*messagev1.ServerFrame
-	pings  int
-	pongs  int
-	code   int // of the server's close frame
-	reason string
-	err    error
-	echo   bool // answer a close frame
-	over   chan struct{}
-}
-
-const plenty = 1 << 16
-
 // connect makes a session on a pipe and its client, which reads at once.
-func (w *world) connect(version uint32) (*Session, *client) {
+func (w *world) connect(version uint32) (*Session, *wstest.Client) {
 	s, c := w.connectPaused(version)
-	c.allow(plenty)
+	c.Allow(wstest.Plenty)
 	return s, c
 }
 
-func (w *world) connectPaused(version uint32) (*Session, *client) {
+func (w *world) connectPaused(version uint32) (*Session, *wstest.Client) {
 	server, peer := net.Pipe()
 	return w.session(server, peer, version)
 }
 
-func (w *world) session(server, peer net.Conn, version uint32) (*Session, *client) {
+func (w *world) session(server, peer net.Conn, version uint32) (*Session, *wstest.Client) {
 	s, c, end := w.pair(server, peer, version)
 	w.t.Cleanup(end)
 	return s, c
 }
 
 // pair makes a session and its client, whose goroutine end ends.
-func (w *world) pair(server, peer net.Conn, version uint32) (s *Session, c *client, end func()) {
+func (w *world) pair(server, peer net.Conn, version uint32) (s *Session, c *wstest.Client, end func()) {
 	w.ids++
 	s = w.host.NewSession(w.ids, ws.NewConn(server, nil), Params{Tenant: "t", Device: "phone", Version: version, RemoteAddr: "test"})
-	c = &client{t: w.t, conn: peer, tokens: make(chan struct{}, plenty+1000), echo: true, over: make(chan struct{})}
-	go c.read()
+	c = wstest.New(w.t, peer)
 	return s, c, func() {
-		_ = peer.Close()
+		c.End()
 		_ = server.Close()
-		close(c.tokens)
-		<-c.over
 	}
 }
 
 func (w *world) open(s *Session) {
 	s.Open(Admission{Identity: Identity{"t", "ann", "phone"}, Epoch: 7, TraceID: "trace"})
-}
-
-func (c *client) allow(frames int) {
-	for range frames {
-		c.tokens <- struct{}{}
-	}
-}
-
-func (c *client) read() {
-	defer close(c.over)
-	for range c.tokens {
-		op, payload, err := readFrame(c.conn)
-		c.mu.Lock()
-		if err != nil {
-			c.err = err
-			c.mu.Unlock()
-			return
-		}
-		switch op {
-		case ws.Binary:
-			f := &messagev1.ServerFrame{}
-			if err := proto.Unmarshal(payload, f); err != nil {
-				c.t.Errorf("server frame %x: %v", payload, err)
-			}
-			c.frames = append(c.frames, f)
-		case ws.Ping:
-			c.pings++
-		case ws.Pong:
-			c.pongs++
-		case ws.Close:
-			c.code, c.reason, _ = ws.ParseClose(payload)
-			if c.echo {
-				c.mu.Unlock()
-				c.write(ws.Close, payload)
-				c.mu.Lock()
-			}
-		}
-		c.mu.Unlock()
-	}
-}
-
-func readFrame(r io.Reader) (ws.Op, []byte, error) {
-	var h [10]byte
-	if _, err := io.ReadFull(r, h[:2]); err != nil {
-		return 0, nil, err
-	}
-	size := int(h[1])
-	var long []byte
-	switch h[1] {
-	case 126:
-		long = h[2:4]
-	case 127:
-		long = h[2:10]
-	}
-	if _, err := io.ReadFull(r, long); err != nil {
-		return 0, nil, err
-	}
-	switch len(long) {
-	case 2:
-		size = int(binary.BigEndian.Uint16(long))
-	case 8:
-		size = int(binary.BigEndian.Uint64(long))
-	}
-	b := make([]byte, size)
-	_, err := io.ReadFull(r, b)
-	return ws.Op(h[0] & 0x0f), b, err
-}
-
-// write sends a frame masked with zeros; an error is the test's own business.
-func (c *client) write(op ws.Op, payload []byte) {
-	f := ws.AppendHeader(nil, op, len(payload))
-	f[1] |= 0x80
-	f = append(f, 0, 0, 0, 0)
-	_, _ = c.conn.Write(append(f, payload...))
-}
-
-func (c *client) send(f *messagev1.ClientFrame) {
-	b, err := proto.Marshal(f)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.write(ws.Binary, b)
-}
-
-func (c *client) message(m *messagev1.MessageRequest) {
-	c.send(&messagev1.ClientFrame{Payload: &messagev1.ClientFrame_Message{Message: m}})
-}
-
-func (c *client) ack(seq uint64) {
-	c.send(&messagev1.ClientFrame{Payload: &messagev1.ClientFrame_DeliveryAck{DeliveryAck: &messagev1.DeliveryAck{Seq: seq}}})
-}
-
-// got returns what has come so far.
-func (c *client) got() []*messagev1.ServerFrame {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Clone(c.frames)
-}
-
-// delivered are the ids of the messages that have come.
-func (c *client) delivered() (ids []string) {
-	for _, f := range c.got() {
-		if d := f.GetDelivery(); d != nil {
-			ids = append(ids, d.GetMessage().GetMsgId())
-		}
-	}
-	return ids
-}
-
-func (c *client) closedWith() (int, string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.code, c.reason
-}
-
-func (c *client) errors() (codes []int32) {
-	for _, f := range c.got() {
-		if e := f.GetError(); e != nil {
-			codes = append(codes, e.Code)
-		}
-	}
-	return codes
-}
-
-func (c *client) setEcho(on bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.echo = on
 }
 
 // inTime runs the test with fake time.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/gateway/internal/ws"
+	"github.com/mics-im/mics/gateway/internal/wstest"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	"pgregory.net/rapid"
 )
@@ -19,7 +20,7 @@ type model struct {
 	t       *rapid.T
 	w       *world
 	s       *Session
-	c       *client
+	c       *wstest.Client
 	routers []*router
 	serial  string // of this case, in the names of its messages
 
@@ -32,6 +33,7 @@ type model struct {
 	handover chan handover
 	handed   []string
 	over     bool // an end was drawn
+	left     bool // the client has sent a close frame of its own
 }
 
 type copyOf struct {
@@ -58,7 +60,7 @@ func TestNothingIsLostOrShownTwice(t *testing.T) {
 			var end func()
 			m.s, m.c, end = w.pair(server, peer, version)
 			defer end()
-			m.c.setEcho(rapid.Bool().Draw(rt, "echoes"))
+			m.c.Echo(rapid.Bool().Draw(rt, "echoes"))
 			for i := range 3 {
 				m.routers = append(m.routers, w.router(fmt.Sprint(n, "-", i)))
 			}
@@ -105,11 +107,11 @@ func (m *model) step() {
 			}
 		}
 	case "read":
-		m.c.allow(rapid.IntRange(1, 5).Draw(m.t, "frames"))
+		m.c.Allow(rapid.IntRange(1, 5).Draw(m.t, "frames"))
 	case "ack":
-		if got := len(m.c.delivered()); m.s.v2() && got > m.acked {
+		if got := len(m.c.Delivered()); m.s.v2() && got > m.acked && !m.left && !m.s.Outcome().Ended {
 			m.acked = rapid.IntRange(m.acked, got).Draw(m.t, "acked")
-			m.c.ack(uint64(m.acked))
+			m.c.Ack(uint64(m.acked))
 		}
 	case "break":
 		r := m.draw()
@@ -184,10 +186,11 @@ func (m *model) end() {
 	case "abort":
 		m.s.Abort()
 	case "drop":
-		_ = m.c.conn.Close()
+		_ = m.c.Conn.Close()
 	case "leave":
-		m.c.setEcho(false)
-		go m.c.write(ws.Close, []byte{1001 >> 8, 1001 & 0xff})
+		m.left = true
+		m.c.Echo(false)
+		go m.c.Write(ws.Close, []byte{1001 >> 8, 1001 & 0xff})
 	case "handover":
 		if m.opened {
 			m.freeze(context.Background())
@@ -214,7 +217,7 @@ func (m *model) freeze(ctx context.Context) {
 func (m *model) safe() int {
 	switch {
 	case m.s.Outcome().Echoed || !m.s.v2():
-		return max(m.acked, len(m.c.delivered()))
+		return max(m.acked, len(m.c.Delivered()))
 	}
 	return m.acked
 }
@@ -222,7 +225,7 @@ func (m *model) safe() int {
 // check is what must be true at any time.
 func (m *model) check() {
 	m.collect()
-	shown := m.c.delivered()
+	shown := m.c.Delivered()
 	if len(shown) > len(m.accepted) || !slices.Equal(shown, m.accepted[:len(shown)]) {
 		m.t.Fatalf("shown %v, accepted %v", shown, m.accepted)
 	}
@@ -261,7 +264,7 @@ func (m *model) collect() {
 
 // finish lets everything end, and checks the sum.
 func (m *model) finish() {
-	m.c.allow(200)
+	m.c.Allow(200)
 	m.w.pass(flushTimeout + closeTimeout)
 	if !m.s.Outcome().Ended {
 		m.s.Abort()

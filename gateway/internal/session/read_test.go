@@ -8,25 +8,17 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/gateway/internal/ws"
+	"github.com/mics-im/mics/gateway/internal/wstest"
 	messagev1 "github.com/mics-im/mics/proto/mics/message/v1"
 )
-
-func acksOf(c *client) (acks []*messagev1.MessageAck) {
-	for _, f := range c.got() {
-		if a := f.GetAck(); a != nil {
-			acks = append(acks, a)
-		}
-	}
-	return acks
-}
 
 func TestMessagesAreStampedAndAnswered(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
 		s, c := w.connect(1)
 		w.open(s)
-		c.message(&messagev1.MessageRequest{TenantId: "evil", UserId: "eve", DeviceId: "x", MsgId: "1", ToUserId: "bob", TimestampMs: 5})
-		c.message(&messagev1.MessageRequest{ToUserId: "bob", MsgType: messagev1.MessageType_GROUP_CHAT})
+		c.Message(&messagev1.MessageRequest{TenantId: "evil", UserId: "eve", DeviceId: "x", MsgId: "1", ToUserId: "bob", TimestampMs: 5})
+		c.Message(&messagev1.MessageRequest{ToUserId: "bob", MsgType: messagev1.MessageType_GROUP_CHAT})
 		synctest.Wait()
 		p := w.up.list()
 		if len(p) != 2 {
@@ -38,7 +30,7 @@ func TestMessagesAreStampedAndAnswered(t *testing.T) {
 		if m := p[1].message; len(m.MsgId) != 36 || m.MsgId[14] != '7' || m.TimestampMs != time.Now().UnixMilli() {
 			t.Errorf("filled in %v", m)
 		}
-		acks := acksOf(c)
+		acks := c.Acks()
 		if len(acks) != 2 || acks[0].MsgId != "1" {
 			t.Errorf("acks %v", acks)
 		}
@@ -52,11 +44,12 @@ func TestPings(t *testing.T) {
 		w := newWorld(t)
 		s, c := w.connect(1)
 		w.open(s)
-		c.send(&messagev1.ClientFrame{Payload: &messagev1.ClientFrame_HeartbeatPing{HeartbeatPing: &messagev1.HeartbeatPing{TimestampMs: 42}}})
-		c.write(ws.Ping, []byte("x"))
+		c.Send(&messagev1.ClientFrame{Payload: &messagev1.ClientFrame_HeartbeatPing{HeartbeatPing: &messagev1.HeartbeatPing{TimestampMs: 42}}})
+		c.Write(ws.Ping, []byte("x"))
 		synctest.Wait()
-		want(t, "pong", c.got()[1].GetHeartbeatPong().GetTimestampMs(), 42)
-		want(t, "WebSocket pongs", c.pongs, 1)
+		want(t, "pong", c.Frames()[1].GetHeartbeatPong().GetTimestampMs(), 42)
+		_, pongs := c.Control()
+		want(t, "WebSocket pongs", pongs, 1)
 	})
 }
 
@@ -65,17 +58,17 @@ func TestBadFramesCostAnErrorAndTheConnectionStays(t *testing.T) {
 		w := newWorld(t, func(c *Config) { c.MaxMessageBytes = 100 })
 		s, c := w.connect(1)
 		w.open(s)
-		c.write(ws.Binary, []byte{0xff})
-		c.write(ws.Binary, nil)
-		c.ack(0) // not for V1
-		c.write(ws.Binary, bytes.Repeat([]byte{0}, 100+frameSlack+1))
-		c.message(&messagev1.MessageRequest{MsgId: "big", ToUserId: "bob", MsgBody: make([]byte, 101)})
-		c.message(&messagev1.MessageRequest{MsgId: "fits", ToUserId: "bob", MsgBody: make([]byte, 100)})
+		c.Write(ws.Binary, []byte{0xff})
+		c.Write(ws.Binary, nil)
+		c.Ack(0) // not for V1
+		c.Write(ws.Binary, bytes.Repeat([]byte{0}, 100+frameSlack+1))
+		c.Message(&messagev1.MessageRequest{MsgId: "big", ToUserId: "bob", MsgBody: make([]byte, 101)})
+		c.Message(&messagev1.MessageRequest{MsgId: "fits", ToUserId: "bob", MsgBody: make([]byte, 100)})
 		synctest.Wait()
-		if e := c.errors(); len(e) != 4 || e[0] != 4400 || e[1] != 4400 || e[2] != 4400 || e[3] != 4413 {
+		if e := c.Errors(); len(e) != 4 || e[0] != 4400 || e[1] != 4400 || e[2] != 4400 || e[3] != 4413 {
 			t.Errorf("errors %v", e)
 		}
-		acks := acksOf(c)
+		acks := c.Acks()
 		if len(acks) != 2 || acks[0].MsgId != "big" || acks[0].Status != messagev1.AckStatus_FAILED || acks[0].Reason != "msg_body_too_large" || acks[1].MsgId != "fits" {
 			t.Errorf("acks %v", acks)
 		}
@@ -89,11 +82,11 @@ func TestTextClosesWith1003(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
 		s, c := w.connect(1)
-		c.setEcho(false)
+		c.Echo(false)
 		w.open(s)
-		c.write(ws.Text, []byte("hi"))
+		c.Write(ws.Text, []byte("hi"))
 		synctest.Wait()
-		code, _ := c.closedWith()
+		code, _ := c.Closed()
 		want(t, "code", code, 1003)
 		want(t, "gone", w.owner.isGone(s), true)
 		want(t, "code of the final", w.up.final(t).CloseCode, 1003)
@@ -108,7 +101,7 @@ func TestReadingStopsWhileTooMuchIsUnanswered(t *testing.T) {
 		w.open(s)
 		go func() {
 			for range maxUnanswered + 2 {
-				c.message(&messagev1.MessageRequest{ToUserId: "bob"})
+				c.Message(&messagev1.MessageRequest{ToUserId: "bob"})
 			}
 		}()
 		synctest.Wait()
@@ -116,7 +109,7 @@ func TestReadingStopsWhileTooMuchIsUnanswered(t *testing.T) {
 		time.Sleep(time.Minute)
 		s.Tick()
 		synctest.Wait()
-		code, _ := c.closedWith()
+		code, _ := c.Closed()
 		want(t, "not closed for a silence that is ours", code, 0)
 		w.up.list()[0].done(ackOf("a"))
 		synctest.Wait()
@@ -124,7 +117,7 @@ func TestReadingStopsWhileTooMuchIsUnanswered(t *testing.T) {
 		w.up.list()[1].done(ackOf("b"))
 		synctest.Wait()
 		want(t, "published", len(w.up.list()), maxUnanswered+2)
-		want(t, "acks", len(acksOf(c)), 2)
+		want(t, "acks", len(c.Acks()), 2)
 
 		s.CloseAnswered(CodeDraining, "server draining", time.Second)
 		w.pass(500 * time.Millisecond)
@@ -132,8 +125,8 @@ func TestReadingStopsWhileTooMuchIsUnanswered(t *testing.T) {
 			p.done(ackOf("c"))
 		}
 		synctest.Wait()
-		want(t, "acks before the close", len(acksOf(c)), maxUnanswered+2)
-		code, _ = c.closedWith()
+		want(t, "acks before the close", len(c.Acks()), maxUnanswered+2)
+		code, _ = c.Closed()
 		want(t, "code", code, CodeDraining)
 	})
 }
@@ -144,14 +137,14 @@ func TestOutcomesThatDoNotComeDelayACloseOnlyALittle(t *testing.T) {
 		w.up.silent = true
 		s, c := w.connect(1)
 		w.open(s)
-		c.message(&messagev1.MessageRequest{ToUserId: "bob"})
+		c.Message(&messagev1.MessageRequest{ToUserId: "bob"})
 		synctest.Wait()
 		s.CloseAnswered(CodeDraining, "server draining", time.Second)
 		w.pass(900 * time.Millisecond)
-		code, _ := c.closedWith()
+		code, _ := c.Closed()
 		want(t, "too early", code, 0)
 		w.pass(200 * time.Millisecond)
-		code, _ = c.closedWith()
+		code, _ = c.Closed()
 		want(t, "code", code, CodeDraining)
 		w.up.list()[0].done(ackOf("late")) // after the end: nothing happens
 	})
@@ -165,7 +158,7 @@ func TestASessionThatEndsFreesItsReader(t *testing.T) {
 		w.open(s)
 		go func() {
 			for range maxUnanswered + 2 {
-				c.message(&messagev1.MessageRequest{ToUserId: "bob"})
+				c.Message(&messagev1.MessageRequest{ToUserId: "bob"})
 			}
 		}()
 		synctest.Wait()
@@ -181,17 +174,17 @@ func TestHeartbeat(t *testing.T) {
 		s, c := w.connect(1)
 		w.open(s)
 		time.Sleep(20 * time.Second)
-		c.write(ws.Pong, nil) // any frame counts
+		c.Write(ws.Pong, nil) // any frame counts
 		synctest.Wait()
 		time.Sleep(30 * time.Second)
 		s.Tick()
 		synctest.Wait()
-		code, _ := c.closedWith()
+		code, _ := c.Closed()
 		want(t, "too early", code, 0)
 		time.Sleep(time.Millisecond)
 		s.Tick()
 		synctest.Wait()
-		code, reason := c.closedWith()
+		code, reason := c.Closed()
 		want(t, "code", code, CodeHeartbeat)
 		want(t, "reason", reason, "heartbeat timeout")
 		want(t, "counted", w.host.metrics.heartbeats.Value(), 1)
@@ -208,7 +201,8 @@ func TestKeepalive(t *testing.T) {
 			s.Tick()
 		}
 		synctest.Wait()
-		want(t, "pings", c.pings, 2)
+		pings, _ := c.Control()
+		want(t, "pings", pings, 2)
 	})
 }
 
@@ -221,8 +215,8 @@ func TestAFloodIsSlowedDownAndThenClosed(t *testing.T) {
 		sent := make(chan int, 1)
 		go func() {
 			n := 0
-			for c.alive() {
-				c.message(&messagev1.MessageRequest{ToUserId: "bob"})
+			for alive(c) {
+				c.Message(&messagev1.MessageRequest{ToUserId: "bob"})
 				n++
 			}
 			sent <- n
@@ -233,22 +227,22 @@ func TestAFloodIsSlowedDownAndThenClosed(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		want(t, "after 5 s", len(w.up.list()), 70)
-		want(t, "warnings", len(c.errors()), 6)
+		want(t, "warnings", len(c.Errors()), 6)
 		<-sent
-		code, reason := c.closedWith()
+		code, reason := c.Closed()
 		want(t, "code", code, CodeFlood)
 		want(t, "reason", reason, "message flood")
 		if d := time.Since(start); d < floodPatience || d > floodPatience+time.Second {
 			t.Errorf("closed after %v", d)
 		}
 		synctest.Wait()
-		want(t, "acks", len(acksOf(c)), len(w.up.list()))
+		want(t, "acks", len(c.Acks()), len(w.up.list()))
 	})
 }
 
 // alive says that no close frame has come.
-func (c *client) alive() bool {
-	code, _ := c.closedWith()
+func alive(c *wstest.Client) bool {
+	code, _ := c.Closed()
 	return code == 0
 }
 
@@ -258,10 +252,10 @@ func TestAcksAreNoFlood(t *testing.T) {
 		s, c := w.connect(2)
 		w.open(s)
 		for range 100 {
-			c.ack(0)
+			c.Ack(0)
 		}
 		synctest.Wait()
-		want(t, "errors", len(c.errors()), 0)
+		want(t, "errors", len(c.Errors()), 0)
 	})
 }
 
@@ -273,7 +267,7 @@ func TestReasonsAreCutToFit(t *testing.T) {
 		want(t, "kicked", s.Kick(strings.Repeat("x", 200)), true)
 		want(t, "kicked twice", s.Kick("again"), false)
 		synctest.Wait()
-		_, reason := c.closedWith()
+		_, reason := c.Closed()
 		want(t, "length", len(reason), ws.MaxReason)
 	})
 }

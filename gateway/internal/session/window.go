@@ -48,8 +48,8 @@ func (w *window) source(r *Router) *source {
 	return nil
 }
 
-// took notes that the id was taken; the source is valid until the next call.
-func (w *window) took(r *Router, id uint64) *source {
+// took notes that the id was taken.
+func (w *window) took(r *Router, id uint64) {
 	src := w.source(r)
 	if src == nil {
 		w.forgetBefore(r.Ref)
@@ -61,7 +61,6 @@ func (w *window) took(r *Router, id uint64) *source {
 	} else {
 		src.live = max(src.live, id)
 	}
-	return src
 }
 
 // forgetBefore drops earlier starts of the router of which nothing is here.

@@ -41,7 +41,7 @@ func (s *Session) enqueueFrame(frame []byte) {
 func (s *Session) push(frame []byte) {
 	switch {
 	case s.phase != live:
-	case len(s.queue) >= s.host.cfg.QueueFrames:
+	case len(s.queue) >= s.host.cfg.QueueFrames || s.queuedBytes >= s.host.cfg.QueueBytes:
 		s.overflow()
 	default:
 		s.enqueueFrame(frame)
@@ -99,6 +99,7 @@ func (s *Session) flush() {
 		s.writeSince.Store(0)
 		if err == nil {
 			s.wrote()
+			s.watchWindow() // the next write may take long
 		}
 	}
 	s.writing = false
@@ -107,23 +108,28 @@ func (s *Session) flush() {
 	}
 	over := err != nil
 	if !over {
-		s.check()
 		if s.closeQueued && !s.closeSent && s.phase == closing {
 			s.closeSent = true
 			s.deadline = s.host.now() + int64(closeTimeout)
 			over = s.closed()
 		}
-		if !over && !s.v2() && len(s.win.entries) > 0 {
-			s.watch()
-		}
 	}
 	s.leave()
 	s.mu.Unlock()
-	clear(w.pieces)
+	clear(w.pieces[:cap(w.pieces)])
 	w.pieces, w.vector[0] = w.pieces[:0], nil
 	writers.Put(w)
 	if over {
 		s.end()
+	}
+}
+
+// watchWindow has the sweeper look for acknowledgements (V1) unless they are there
+// already. The session is locked.
+func (s *Session) watchWindow() {
+	s.check()
+	if !s.v2() && len(s.win.entries) > 0 && s.phase != ended {
+		s.watch()
 	}
 }
 

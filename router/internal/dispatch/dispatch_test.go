@@ -163,3 +163,33 @@ func history(t *testing.T, seed uint64) {
 		t.Errorf("seed %d: %d copies left", seed, n)
 	}
 }
+
+// TestASessionThatNeverCameToBe accepts a message whose answer is still under way
+// when it is abandoned: the message goes where the device is then.
+func TestASessionThatNeverCameToBe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.latency = func() time.Duration { return 10 * time.Millisecond }
+		d := w.dispatcher()
+		defer d.Close()
+		w.bind("phone", node(1), 1)
+		send(d, "answered", w.cached(), nil)
+		time.Sleep(25 * time.Millisecond) // fake time
+		send(d, "under way", w.cached(), nil)
+		time.Sleep(15 * time.Millisecond) // fake time
+		loc := route.Location{Node: node(1), Session: 1}
+		w.mu.Lock()
+		if s := w.sessions[loc]; s == nil || len(s.accepted) != 2 {
+			t.Errorf("accepted: %+v", s)
+		}
+		delete(w.sessions, loc)
+		w.records[0].State = route.Ghost
+		w.mu.Unlock()
+		d.Abandon(loc)
+		time.Sleep(10 * time.Second) // fake time
+		synctest.Wait()
+		if !slices.Equal(w.kept["phone"], []string{"answered", "under way"}) || d.HeldCopies() != 0 {
+			t.Fatalf("kept %v, %d copies", w.kept, d.HeldCopies())
+		}
+	})
+}

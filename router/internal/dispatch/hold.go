@@ -124,7 +124,7 @@ func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func
 		if l == nil {
 			continue // its copies are being recovered
 		}
-		for _, c := range l.abandon(p.loc.Session) {
+		for _, c := range l.reclaim(p.loc.Session) {
 			msgs = append(msgs, c.item.msg)
 			d.confirmed(c.target, p.loc.Node)
 		}

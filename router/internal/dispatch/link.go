@@ -34,6 +34,7 @@ const (
 	copyOverhead = 160
 	// maxBatch bounds one stream message.
 	maxBatch      = 1024
+	maxAbandoned  = 1024
 	maxBatchBytes = 4 << 20
 	redialFirst   = 20 * time.Millisecond
 	redialMax     = time.Second
@@ -59,6 +60,9 @@ type link struct {
 	copies      int                 // guarded by mu: in queue and held
 	bytes       int                 // guarded by mu: what they cost
 	closed      bool                // guarded by mu
+	// abandoned are sessions that never came to be, the latest maxAbandoned: what
+	// they accept all the same, as an answer under way says, counts as refused.
+	abandoned []uint64 // guarded by mu
 }
 
 // backlogIDs is where the ids of backlogs begin: a session gets its backlog by
@@ -192,10 +196,28 @@ func (l *link) run() {
 	}
 }
 
-// abandon gives up what is held for a session and returns it.
+// abandon gives up a session that never came to be and returns what is held for
+// it.
 func (l *link) abandon(session uint64) []held {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(l.abandoned) == maxAbandoned {
+		l.abandoned = slices.Delete(l.abandoned, 0, maxAbandoned/2)
+	}
+	l.abandoned = append(l.abandoned, session)
+	return l.take(session)
+}
+
+// reclaim gives up what is held for a session that is out of reach.
+func (l *link) reclaim(session uint64) []held {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.take(session)
+}
+
+// take ends the holding of all of a session's copies and returns them, in order.
+// The link is locked.
+func (l *link) take(session uint64) []held {
 	copies := append(l.confirm(session, 1<<64-1), l.confirm(session, backlogIDs-1)...)
 	inOrder(copies)
 	return copies
@@ -310,6 +332,14 @@ func (l *link) answer(res *gatewayv1.DeliverResponse) {
 	l.queue = l.queue[n:]
 	l.sent = max(0, l.sent-n)
 	for _, q := range done {
+		for _, t := range q.targets {
+			if slices.Contains(l.abandoned, t.session) {
+				if refused == nil {
+					refused = map[session]gatewayv1.Refusal_Reason{}
+				}
+				refused[session{q.id, t.session}] = gatewayv1.Refusal_REASON_UNKNOWN
+			}
+		}
 		c := cost(q.msg, len(q.targets))
 		for _, t := range q.targets {
 			if _, no := refused[session{q.id, t.session}]; no {
