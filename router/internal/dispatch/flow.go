@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -25,13 +26,16 @@ import (
 type flow struct {
 	key      route.UserKey
 	underWay []place
-	refused  []item // in the order of their first try
-	waiting  []item // came later, for the same device, than all that is under way or refused
+	refused  []item // tried and not taken
+	waiting  []item // not tried yet, or not where they have to go now
 	settling bool   // a goroutine is looking the user up
 	// gated is the device whose backlog is being made up; nothing new goes to it.
 	// quiet is closed when no entry is on its way into the buffer any more.
 	gated string
 	quiet chan struct{}
+	// next and low are where item.order goes on: up for what is sent, down for a
+	// backlog, which is older than all that is under way.
+	next, low int64
 }
 
 // place is where copies are under way to. The zero loc is the offline buffer;
@@ -53,6 +57,7 @@ type item struct {
 	tracker  *tracker
 	user     int // index in the tracker
 	device   string
+	order    int64          // within its flow; to one device a lower one goes first
 	attempts int            // refusals in all
 	at       route.Location // where it was refused last
 	same     int            // refusals in a row there
@@ -86,6 +91,7 @@ func pause(attempts int) time.Duration {
 
 // submit sends it along, or lets it wait for the next look-up.
 func (d *Dispatcher) submit(f *flow, it item, records []route.Record, out *outbox) {
+	it.order = f.nextOrder()
 	if f.settling || f.unresolved() {
 		it.tracker.hold()
 		f.waiting = append(f.waiting, it)
@@ -94,6 +100,11 @@ func (d *Dispatcher) submit(f *flow, it item, records []route.Record, out *outbo
 	}
 	d.settle(f)
 	d.forget(f)
+}
+
+func (f *flow) nextOrder() int64 {
+	f.next++
+	return f.next
 }
 
 // unresolved tells that an item waits whose devices are not known: everything
@@ -333,7 +344,7 @@ func (d *Dispatcher) settle(f *flow) {
 }
 
 // resettle looks the user up afresh and sends what was refused and what waited,
-// in this order.
+// in its order.
 func (d *Dispatcher) resettle(f *flow) {
 	s := d.shard(f.key)
 	s.mu.Lock()
@@ -360,6 +371,7 @@ func (d *Dispatcher) resettle(f *flow) {
 	s.mu.Lock()
 	items := append(f.refused, f.waiting...)
 	f.refused, f.waiting = nil, nil
+	slices.SortStableFunc(items, func(a, b item) int { return cmp.Compare(a.order, b.order) })
 	out := outbox{d: d}
 	for _, it := range items {
 		switch {

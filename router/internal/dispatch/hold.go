@@ -1,6 +1,7 @@
 package dispatch
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -23,11 +24,12 @@ func (d *Dispatcher) Hold(key route.DeviceKey, loc route.Location, msgs []*Messa
 	s.mu.Lock()
 	f := s.flow(key.UserKey)
 	f.at(key.Device, loc).held += len(msgs)
-	s.mu.Unlock()
+	f.low -= int64(len(msgs))
 	copies := make([]target, len(msgs))
 	for i, m := range msgs {
-		copies[i] = target{flow: f, session: loc.Session, item: item{msg: m, device: key.Device}}
+		copies[i] = target{flow: f, session: loc.Session, item: item{msg: m, device: key.Device, order: f.low + int64(i)}}
 	}
+	s.mu.Unlock()
 	ids, ok = l.hold(copies)
 	if !ok {
 		s.mu.Lock()
@@ -60,7 +62,7 @@ func (d *Dispatcher) recover(node route.NodeRef, copies []held) {
 		s := d.shard(t.flow.key)
 		s.mu.Lock()
 		t.flow.release(t.item.device, t.loc(node), 1)
-		t.flow.refused = append(t.flow.refused, item{msg: t.item.msg, device: t.item.device})
+		t.flow.refused = append(t.flow.refused, item{msg: t.item.msg, device: t.item.device, order: t.item.order})
 		d.settle(t.flow)
 		s.mu.Unlock()
 	}
@@ -103,9 +105,10 @@ func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func
 		s.mu.Lock()
 	}
 	mine := func(it item) bool { return it.tracker == nil && it.device == key.Device }
+	var items []item
 	for _, it := range append(slices.Clone(f.refused), f.waiting...) {
 		if mine(it) {
-			msgs = append(msgs, it.msg)
+			items = append(items, it)
 		}
 	}
 	f.refused = slices.DeleteFunc(f.refused, mine)
@@ -125,9 +128,13 @@ func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func
 			continue // its copies are being recovered
 		}
 		for _, c := range l.reclaim(p.loc.Session) {
-			msgs = append(msgs, c.item.msg)
+			items = append(items, c.item)
 			d.confirmed(c.target, p.loc.Node)
 		}
+	}
+	slices.SortStableFunc(items, func(a, b item) int { return cmp.Compare(a.order, b.order) })
+	for _, it := range items {
+		msgs = append(msgs, it.msg)
 	}
 	return msgs, done, nil
 }
