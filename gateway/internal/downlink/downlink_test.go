@@ -266,7 +266,11 @@ func TestCloseEndsStreams(t *testing.T) {
 		t.Errorf("the stream ends with %v", err)
 	}
 	testkit.Eventually(t, "Close returns", closed.Load)
-	if _, err := g.deliver(hello()).Receive(); connect.CodeOf(err) != connect.CodeUnavailable {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	late := g.client.Deliver(ctx)
+	_ = late.Send(hello()) // fails if the answer is faster
+	if _, err := late.Receive(); connect.CodeOf(err) != connect.CodeUnavailable {
 		t.Errorf("a stream after Close: %v", err)
 	}
 }

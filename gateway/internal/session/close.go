@@ -170,7 +170,7 @@ func (s *Session) end() {
 	}
 	s.check() // the last moment that the kernel can tell
 	s.phase, s.shut = ended, true
-	s.queue, s.queuedBytes, s.marks, s.recent = nil, 0, nil, s.keep()
+	s.queue, s.queuedBytes, s.marks = nil, 0, nil
 	if s.code == 0 {
 		s.code = ws.CodeAbnormal
 	}
@@ -181,14 +181,6 @@ func (s *Session) end() {
 		s.host.disconnected(s)
 	}
 	s.handBack()
-}
-
-// keep is what a Handover that is waiting still needs. The session is locked.
-func (s *Session) keep() *recent {
-	if s.freezing {
-		return s.recent
-	}
-	return nil
 }
 
 // disconnected logs and counts; the session has ended.

@@ -9,8 +9,10 @@ import (
 
 // Freeze is a Handover: it closes the session for good and returns what its
 // device has not got, in order, and the keys of what it has got. ok is false when
-// there is nothing to hand over: the session has ended, its window is on its way
-// back already, or another Handover was first.
+// there is nothing to hand over: a router has taken the window back, or another
+// Handover was first. A window that is on its way back by Final is returned all
+// the same: it would come behind newer messages, and the device's next session
+// drops what it then knows by its key.
 //
 // It waits a little for what has just been written to be acknowledged, and for an
 // OpenSession under way: its answer has a backlog that belongs to the window.
@@ -18,9 +20,17 @@ import (
 // window goes back by Final.
 func (s *Session) Freeze(ctx context.Context, code int, reason string) (out []*gatewayv1.Undelivered, keys []byte, ok bool) {
 	s.mu.Lock()
-	if s.frozen || s.refused || s.phase == ended {
+	if s.frozen || s.refused || s.final {
 		s.mu.Unlock()
 		return nil, nil, false
+	}
+	if s.phase == ended {
+		defer s.mu.Unlock()
+		if ctx.Err() != nil {
+			return nil, nil, false
+		}
+		out, without := undelivered(s.win.entries)
+		return out, s.recent.bequeath(s.host.now(), without), true
 	}
 	s.frozen, s.freezing, s.shut = true, true, true
 	s.wait(ctx, openingTimeout, func() bool { return s.phase != opening })

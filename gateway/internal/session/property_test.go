@@ -256,7 +256,11 @@ func (m *model) collect() {
 	defer m.w.up.mu.Unlock()
 	if !m.w.up.hold {
 		for _, f := range m.w.up.finals {
-			m.handed = append(m.handed, idsOf(m.w.t, f.Undelivered)...)
+			// A Handover after the end, before a router has taken the window, gives
+			// it too: the next session knows the keys.
+			if ids := idsOf(m.w.t, f.Undelivered); !slices.Equal(ids, m.handed) {
+				m.handed = append(m.handed, ids...)
+			}
 		}
 		m.w.up.finals = nil
 	}

@@ -207,7 +207,7 @@ func (s *Session) watch() {
 // is locked.
 func (s *Session) leave() {
 	if s.phase == ended && s.final && !s.reading && !s.writing && !s.gone {
-		s.gone = true
+		s.gone, s.recent = true, nil
 		s.notify()
 		s.host.owner.Gone(s, s.identity(), len(s.win.sources) > 0)
 	}
