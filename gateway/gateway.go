@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/gateway/internal/downlink"
+	"github.com/mics-im/mics/gateway/internal/orphans"
 	"github.com/mics-im/mics/gateway/internal/registry"
 	"github.com/mics-im/mics/gateway/internal/session"
 	"github.com/mics-im/mics/gateway/internal/upgrade"
@@ -40,6 +41,7 @@ type Gateway struct {
 
 	uplink   *uplink.Uplink
 	sessions *registry.Registry
+	orphans  *orphans.Rescuer
 	upgrades *upgrade.Handler
 	downlink *downlink.Service
 	internal *rpc.Server
@@ -50,6 +52,7 @@ type Gateway struct {
 	fenced     atomic.Bool
 	superseded chan struct{} // closed when it happens
 	evacuation evacuation
+	stopBy     time.Time // when the sessions have to be gone; owned by Stop
 
 	mu       sync.Mutex
 	started  bool            // guarded by mu
@@ -92,7 +95,7 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 	g.uplink, err = uplink.New(uplink.Options{
 		Info: g.info, Sessions: func() uint64 { return uint64(g.sessions.Len()) },
 		Endpoints: cfg.RouterEndpoints, HTTP: client, Telemetry: g.tel,
-		OnFenced: g.fence, OnUnfenced: g.unfence, OnSuperseded: g.supersede,
+		OnFenced: g.fence, OnUnfenced: g.unfence, OnSuperseded: g.supersede, OnRouters: func() { g.orphans.Changed() },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("ROUTER_ENDPOINTS: %w: %w", config.ErrInvalid, err)
@@ -102,6 +105,7 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 		Keepalive: cfg.Keepalive, FloodPerSecond: cfg.FloodPerSecond, Uplink: g.uplink, Telemetry: g.tel,
 		Trace: messageTrace(cfg.Telemetry, g.tel.Tracer),
 	}})
+	g.orphans = orphans.New(g.sessions, g.tel)
 	proxies, err := cfg.proxies()
 	if err != nil {
 		return nil, fmt.Errorf("TRUSTED_PROXIES: %w: %w", config.ErrInvalid, err)
@@ -154,6 +158,7 @@ func (g *Gateway) Start(ctx context.Context) error {
 	}
 	g.started = true
 	g.sessions.Start()
+	g.orphans.Start(g.uplink)
 	g.uplink.Start()
 	g.internal.Start()
 	g.public.start()

@@ -9,10 +9,11 @@ import (
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
-// Budgets of the steps of a stop besides the drain. stopBudget is for all of
-// them.
+// Budgets of the steps of a stop besides the drain: of one at most, of one when
+// the drain timeout is over, and of all of them.
 const (
 	stepBudget = 2 * time.Second
+	lastChance = 200 * time.Millisecond
 	stopBudget = 5 * time.Second
 )
 
@@ -33,22 +34,33 @@ func (g *Gateway) Stop(ctx context.Context) error {
 
 // pushStop registers how what Start has started ends; read it from the bottom.
 func (g *Gateway) pushStop() {
-	push := g.teardown.Push
-	push("lease", stepBudget, func(ctx context.Context) error {
+	push := func(name string, f func(context.Context) error) { g.teardown.Push(name, stepBudget, f) }
+	push("lease", func(ctx context.Context) error {
 		g.setPhase(gatewayv1.Phase_PHASE_DRAINED)
-		return g.uplink.Stop(ctx)
+		return g.inTime(g.uplink.Stop)(ctx)
 	})
+	push("orphans", func(context.Context) error { g.orphans.Stop(); return nil })
 	// Its streams end before the server that carries them waits for them.
-	push("downlink", stepBudget, func(context.Context) error { g.downlink.Close(); return nil })
-	push("hand-back", stepBudget, g.uplink.Flush)
-	push("sessions", stepBudget, g.sessions.Stop)
-	push("handshakes", stepBudget, g.upgrades.Stop)
-	push("evacuation", stepBudget, g.evacuation.wait) // the drain leaves it nothing to do
-	push("drain", g.cfg.DrainTimeout+stepBudget, func(ctx context.Context) error {
+	push("downlink", func(context.Context) error { g.downlink.Close(); return nil })
+	push("hand-back", g.inTime(g.uplink.Flush))
+	push("sessions", g.inTime(g.sessions.Stop))
+	push("handshakes", g.inTime(g.upgrades.Stop))
+	push("evacuation", g.evacuation.wait) // the drain leaves it nothing to do
+	g.teardown.Push("drain", g.cfg.DrainTimeout+stepBudget, func(ctx context.Context) error {
+		g.stopBy = time.Now().Add(g.cfg.DrainTimeout)
 		g.evacuation.forbid()
 		g.drain(ctx)
 		return nil
 	})
+}
+
+// inTime gives a step what is left of the drain timeout, at least lastChance.
+func (g *Gateway) inTime(f func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, max(time.Until(g.stopBy), lastChance))
+		defer cancel()
+		return f(ctx)
+	}
 }
 
 func (g *Gateway) setPhase(p gatewayv1.Phase) {

@@ -166,7 +166,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.gauges()
 
 	svc := service.New(service.Options{
-		Directory: r.directory, Admitter: admitter, Buffer: buffer, Stats: r.stats, Log: log,
+		Directory: r.directory, Admitter: admitter, Buffer: buffer, Keeper: r.dispatcher, Self: r.self, Stats: r.stats, Log: log,
 		Intake: func(gateway route.NodeRef, answer func(uint64, []byte)) service.Intake {
 			return messages.Intake(gateway, answer)
 		},

@@ -122,7 +122,7 @@ func CheckOrigin(s string) error {
 		return nil
 	}
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme == "" || u.Host == "" || u.Scheme+"://"+u.Host != s {
+	if err != nil || strings.Contains(s, "*") || u.Scheme == "" || u.Host == "" || u.Scheme+"://"+u.Host != s {
 		return errOrigin
 	}
 	return nil

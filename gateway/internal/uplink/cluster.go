@@ -15,12 +15,8 @@ import (
 func (u *Uplink) registered(l *link, res *routerv1.RegisterResponse, sent time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	lease := time.Duration(res.GetLeaseMs()) * time.Millisecond
-	if lease <= 0 {
-		lease = defaultLease
-	}
-	u.leaseFor = lease
-	u.lease.renewed(sent, lease)
+	u.leaseFor = leaseOf(res)
+	u.lease.renewed(sent, u.leaseFor)
 	l.answer = toMembers(res.GetRouters())
 	if !l.registered {
 		l.registered, l.failing = true, false
@@ -31,6 +27,14 @@ func (u *Uplink) registered(l *link, res *routerv1.RegisterResponse, sent time.T
 	if u.lease.fenced {
 		signal(u.kick)
 	}
+}
+
+// learned takes an answer that was not asked for: it says who is there.
+func (u *Uplink) learned(l *link, res *routerv1.RegisterResponse) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	l.answer = toMembers(res.GetRouters())
+	u.refresh()
 }
 
 // unregistered says that l's Register stream has ended; nil: on our side.
@@ -158,4 +162,5 @@ func (u *Uplink) applyHomes() {
 		return nil
 	})
 	u.log.Info("routers_changed", "routers", ids)
+	u.opts.OnRouters()
 }

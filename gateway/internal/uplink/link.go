@@ -73,49 +73,94 @@ func (l *link) registerLoop(ctx context.Context) {
 
 // register runs one Register stream. A nil error: it was ended by Stop.
 func (l *link) register(ctx context.Context) (answered bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	stream := l.client.Register(ctx)
 	defer endWith(ctx, stream)()
 	// A router that hangs is not noticed by the connection's own pings.
-	watchdog := time.AfterFunc(answerTimeout, cancel)
+	watchdog := time.AfterFunc(answerTimeout, func() { cancel(errNoAnswer) })
 	defer watchdog.Stop()
+	var answers chan *routerv1.RegisterResponse
 	for {
 		last := l.u.isStopping()
 		watchdog.Reset(answerTimeout)
 		sent := time.Now()
 		if err := stream.Send(&routerv1.RegisterRequest{Gateway: l.u.opts.Info(), Sessions: l.u.opts.Sessions()}); err != nil {
+			if cause := context.Cause(ctx); cause != nil {
+				return answered, cause
+			}
 			return answered, streamError(stream, err)
 		}
-		res, err := stream.Receive()
-		if err != nil {
-			return answered, err
+		if answers == nil { // only now: Receive would wait for the request
+			answers = make(chan *routerv1.RegisterResponse)
+			var receiver sync.WaitGroup
+			receiver.Go(func() { receive(ctx, cancel, stream, answers) })
+			defer receiver.Wait()
+			defer cancel(nil)
+		}
+		var res *routerv1.RegisterResponse
+		select {
+		case res = <-answers:
+		case <-ctx.Done():
+			return answered, context.Cause(ctx)
 		}
 		watchdog.Stop()
 		answered = true
 		l.u.registered(l, res, sent)
 		if last {
-			watchdog.Reset(answerTimeout)
 			err := stream.CloseRequest()
-			_, _ = stream.Receive() // the end: the router has seen ours
+			watchdog.Reset(answerTimeout)
+			<-ctx.Done() // the stream's end: the router has seen ours
 			return true, err
 		}
-		lease := time.Duration(res.GetLeaseMs()) * time.Millisecond
-		if lease <= 0 {
-			lease = defaultLease
+		if err := l.pause(ctx, answers, res); err != nil {
+			return true, err
 		}
-		next := time.NewTimer(lease / 3)
+	}
+}
+
+var errNoAnswer = errors.New("no answer to Register in time")
+
+// receive hands over what comes, and ends the stream's context with the stream.
+func receive(ctx context.Context, cancel context.CancelCauseFunc, s *connect.BidiStreamForClient[routerv1.RegisterRequest, routerv1.RegisterResponse], answers chan<- *routerv1.RegisterResponse) {
+	for {
+		res, err := s.Receive()
+		if err != nil {
+			cancel(err)
+			return
+		}
+		select {
+		case answers <- res:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// pause waits until the next request is due. An error: the stream has ended.
+func (l *link) pause(ctx context.Context, answers <-chan *routerv1.RegisterResponse, res *routerv1.RegisterResponse) error {
+	next := time.NewTimer(leaseOf(res) / 3)
+	defer next.Stop()
+	for {
 		select {
 		case <-next.C:
 		case <-l.announce:
 		case <-l.u.stopping:
+		case news := <-answers: // not asked for: it renews nothing
+			l.u.learned(l, news)
+			continue
 		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
-		next.Stop()
-		if ctx.Err() != nil {
-			return true, ctx.Err()
-		}
+		return nil
 	}
+}
+
+func leaseOf(res *routerv1.RegisterResponse) time.Duration {
+	if d := time.Duration(res.GetLeaseMs()) * time.Millisecond; d > 0 {
+		return d
+	}
+	return defaultLease
 }
 
 // streamError is why a Send failed: the stream's own end says more.

@@ -44,12 +44,18 @@ func (u *Uplink) OpenSession(ctx context.Context, req *routerv1.OpenSessionReque
 		if res, err = l.open(ctx, req); err == nil {
 			return res, len(tried) > 1, nil
 		}
-		// A router that does not know the gateway's incarnation yet refuses too.
-		if k := fault.KindOf(err); k != fault.Unavailable && k != fault.FailedPrecondition || ctx.Err() != nil {
+		if !elsewhere(err) || ctx.Err() != nil {
 			break
 		}
 	}
 	return nil, len(tried) > 0, err
+}
+
+// elsewhere reports whether another router may do better: this one is away or
+// going, or does not know the gateway's incarnation yet.
+func elsewhere(err error) bool {
+	kind := fault.KindOf(err)
+	return !connect.IsWireError(err) || kind == fault.Unavailable || kind == fault.FailedPrecondition
 }
 
 func (l *link) open(ctx context.Context, req *routerv1.OpenSessionRequest) (*routerv1.OpenSessionResponse, error) {

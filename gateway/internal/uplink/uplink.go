@@ -48,6 +48,9 @@ type Options struct {
 	// does again; OnSuperseded, once, that a newer incarnation of the node is
 	// known. They come from one goroutine and must not block.
 	OnFenced, OnUnfenced, OnSuperseded func()
+	// OnRouters says that Living has changed. It is called with locks held: it
+	// must not block nor call back.
+	OnRouters func()
 }
 
 // Uplink implements session.Uplink. Safe for concurrent use.
@@ -90,7 +93,7 @@ func New(o Options) (*Uplink, error) {
 	if o.Lookup == nil {
 		o.Lookup = net.DefaultResolver.LookupHost
 	}
-	for _, f := range []*func(){&o.OnFenced, &o.OnUnfenced, &o.OnSuperseded} {
+	for _, f := range []*func(){&o.OnFenced, &o.OnUnfenced, &o.OnSuperseded, &o.OnRouters} {
 		if *f == nil {
 			*f = func() {}
 		}

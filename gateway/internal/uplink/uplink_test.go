@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -242,6 +241,7 @@ func TestRouterDiesAndTheMessagesMove(t *testing.T) {
 		w.publish(1, u, "1")
 		w.pass(0)
 		a.Kill()
+		w.pass(0)
 		w.publish(1, u, "2")
 		w.pass(time.Second)
 		w.want("b while a is in the directory", got(b))
@@ -292,7 +292,9 @@ func TestHomeMovesWhileTheOldOneLives(t *testing.T) {
 		w.pass(0)
 		w.want("the new home", got(a), "x", "3")
 		w.want("the old home", got(b), "1", "2")
-		w.want("outcomes", w.answered(), "x", "1", "2", "3")
+		ids := w.answered()
+		slices.Sort(ids) // outcomes may overtake each other
+		w.want("outcomes", ids, "1", "2", "3", "x")
 	})
 }
 
@@ -365,110 +367,6 @@ func TestSuperseded(t *testing.T) {
 		w.pass(time.Second)
 		if !taken {
 			t.Error("final not taken")
-		}
-	})
-}
-
-func TestOpenSessionTriesTheNextRouter(t *testing.T) {
-	away := func(r *routertest.Router) {
-		r.Open = func(*routerv1.OpenSessionRequest) (*routerv1.OpenSessionResponse, error) {
-			return nil, fault.New(fault.Unavailable, "away")
-		}
-	}
-	run(t, []string{base("a")}, func(w *world) {
-		a, b := w.router("a", away), w.router("b")
-		w.cluster.Set(a, b)
-		w.u.Start()
-		w.pass(time.Second)
-		for i := range 4 {
-			res, unsure, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{SessionId: 9, Token: "x"})
-			if err != nil || res.GetUserId() != "u-x" || unsure != (i%2 == 1) {
-				t.Fatalf("%d: got %v, unsure %v, %v", i, res, unsure, err)
-			}
-		}
-		if n := len(a.Opened()); n != 2 {
-			t.Errorf("a was asked %d times, not in turn", n)
-		}
-		b.Do(away)
-		_, unsure, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{SessionId: 10})
-		if fault.KindOf(err) != fault.Unavailable || !unsure {
-			t.Errorf("got %v, unsure %v", err, unsure)
-		}
-		if n := len(a.Opened()) + len(b.Opened()); n != 2+4+openTries {
-			t.Errorf("asked %d times in all", n)
-		}
-	})
-}
-
-func TestClosedSessionsAreRetriedUntilTaken(t *testing.T) {
-	run(t, []string{base("a")}, func(w *world) {
-		a := w.router("a", func(r *routertest.Router) { r.CloseErr = fault.New(fault.Unavailable, "away") })
-		w.cluster.Set(a)
-		w.u.Start()
-		w.pass(time.Second)
-		var taken atomic.Int32
-		ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
-		defer cancel()
-		released := make(chan error, 1)
-		go func() { released <- w.u.release(ctx, []*routerv1.ClosedSession{{SessionId: 1}, {SessionId: 2}}) }()
-		for i := range uint64(3) {
-			w.u.Final(&routerv1.ClosedSession{SessionId: i}, func() { taken.Add(1) })
-		}
-		w.pass(2 * time.Second)
-		if err := <-released; err == nil || !strings.Contains(err.Error(), "2 of 2") {
-			t.Errorf("Release: %v", err)
-		}
-		if err := w.u.Flush(ctx); err == nil {
-			t.Error("flushed what no router has taken")
-		}
-		a.Do(func(r *routertest.Router) { r.CloseErr = nil })
-		if err := w.u.Flush(w.t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		w.pass(0)
-		var ids []uint64
-		for _, c := range a.Closed() {
-			ids = append(ids, c.GetSessionId())
-		}
-		if !slices.Equal(ids, []uint64{0, 1, 2}) || taken.Load() != 3 {
-			t.Errorf("taken %d: %v (what nobody waits for is not told)", taken.Load(), ids)
-		}
-		if err := w.u.release(w.t.Context(), []*routerv1.ClosedSession{{SessionId: 3}}); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func TestSessionThatNeverOpenedIsToldToAll(t *testing.T) {
-	run(t, []string{base("a")}, func(w *world) {
-		taken := false
-		w.u.Final(&routerv1.ClosedSession{SessionId: 5, TenantId: tenant, NeverOpened: true}, func() { taken = true })
-		a, b := w.router("a"), w.router("b", func(r *routertest.Router) { r.CloseErr = fault.New(fault.Unavailable, "away") })
-		w.cluster.Set(a, b)
-		w.u.Start()
-		w.pass(time.Second)
-		if len(a.Closed()) != 1 || taken {
-			t.Fatalf("a was told %d times, done %v", len(a.Closed()), taken)
-		}
-		w.cluster.Set(a)
-		b.Kill() // forgotten: what it had admitted is void
-		w.pass(3 * time.Second)
-		if !taken || len(a.Closed()) != 1 {
-			t.Fatalf("done %v, a was told %d times", taken, len(a.Closed()))
-		}
-	})
-}
-
-func TestRefusedClosedSessionKeepsNobodyBack(t *testing.T) {
-	run(t, []string{base("a")}, func(w *world) {
-		a := w.router("a", func(r *routertest.Router) { r.CloseErr = fault.New(fault.Invalid, "nonsense") })
-		w.cluster.Set(a)
-		w.u.Start()
-		for i := range uint64(5) {
-			w.u.Final(&routerv1.ClosedSession{SessionId: i}, func() {})
-		}
-		if err := w.u.Flush(w.t.Context()); err != nil {
-			t.Fatal(err)
 		}
 	})
 }

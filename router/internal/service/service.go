@@ -53,14 +53,17 @@ type Options struct {
 	// each message, from any goroutine.
 	Intake func(gateway route.NodeRef, answer func(ref uint64, ack []byte)) Intake
 	Buffer Buffer
+	// Keeper holds copies, and Self is who does.
+	Keeper Keeper
+	Self   route.Router
+	// Copies nil: this router keeps no copies of others' buffers.
+	Copies Copies
 	Stats  *stats.Stats
 	Log    *slog.Logger
 }
 
 // Service implements RouterService and PeerService.
 type Service struct {
-	// What PeerService has that a router does not serve yet.
-	routerv1connect.UnimplementedPeerServiceHandler
 	opts Options
 
 	stopping chan struct{} // closed by Close

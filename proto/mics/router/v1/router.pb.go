@@ -86,6 +86,8 @@ const (
 	BufferResponse_RESULT_ONLINE BufferResponse_Result = 2
 	// The tenant keeps nothing, or the entry alone is over the limit.
 	BufferResponse_RESULT_SKIPPED BufferResponse_Result = 3
+	// Another router is the user's home: nothing was kept, ask that one.
+	BufferResponse_RESULT_MOVED BufferResponse_Result = 4
 )
 
 // Enum value maps for BufferResponse_Result.
@@ -95,12 +97,14 @@ var (
 		1: "RESULT_STORED",
 		2: "RESULT_ONLINE",
 		3: "RESULT_SKIPPED",
+		4: "RESULT_MOVED",
 	}
 	BufferResponse_Result_value = map[string]int32{
 		"RESULT_UNSPECIFIED": 0,
 		"RESULT_STORED":      1,
 		"RESULT_ONLINE":      2,
 		"RESULT_SKIPPED":     3,
+		"RESULT_MOVED":       4,
 	}
 )
 
@@ -128,7 +132,7 @@ func (x BufferResponse_Result) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BufferResponse_Result.Descriptor instead.
 func (BufferResponse_Result) EnumDescriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{19, 0}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{24, 0}
 }
 
 type RouterInfo struct {
@@ -1010,6 +1014,243 @@ func (x *Outcome) GetAck() []byte {
 	return nil
 }
 
+type HoldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gateway       *v1.GatewayRef         `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Sessions      []*HoldSession         `protobuf:"bytes,2,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldRequest) Reset() {
+	*x = HoldRequest{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldRequest) ProtoMessage() {}
+
+func (x *HoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
+func (*HoldRequest) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *HoldRequest) GetGateway() *v1.GatewayRef {
+	if x != nil {
+		return x.Gateway
+	}
+	return nil
+}
+
+func (x *HoldRequest) GetSessions() []*HoldSession {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+// HoldSession is what a session has accepted and not confirmed.
+type HoldSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     uint64                 `protobuf:"varint,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	TenantId      string                 `protobuf:"bytes,2,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	UserId        string                 `protobuf:"bytes,3,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	DeviceId      string                 `protobuf:"bytes,4,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	Messages      []*v1.Undelivered      `protobuf:"bytes,5,rep,name=messages,proto3" json:"messages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldSession) Reset() {
+	*x = HoldSession{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldSession) ProtoMessage() {}
+
+func (x *HoldSession) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldSession.ProtoReflect.Descriptor instead.
+func (*HoldSession) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *HoldSession) GetSessionId() uint64 {
+	if x != nil {
+		return x.SessionId
+	}
+	return 0
+}
+
+func (x *HoldSession) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *HoldSession) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *HoldSession) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *HoldSession) GetMessages() []*v1.Undelivered {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+type HoldResponse struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	RouterId          string                 `protobuf:"bytes,1,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
+	RouterIncarnation uint64                 `protobuf:"varint,2,opt,name=router_incarnation,json=routerIncarnation,proto3" json:"router_incarnation,omitempty"`
+	// One per session, in order.
+	Sessions      []*HeldIDs `protobuf:"bytes,3,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldResponse) Reset() {
+	*x = HoldResponse{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldResponse) ProtoMessage() {}
+
+func (x *HoldResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldResponse.ProtoReflect.Descriptor instead.
+func (*HoldResponse) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *HoldResponse) GetRouterId() string {
+	if x != nil {
+		return x.RouterId
+	}
+	return ""
+}
+
+func (x *HoldResponse) GetRouterIncarnation() uint64 {
+	if x != nil {
+		return x.RouterIncarnation
+	}
+	return 0
+}
+
+func (x *HoldResponse) GetSessions() []*HeldIDs {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+// HeldIDs are the ids under which a session's messages are to be confirmed, one
+// per message, of the same sequence as those of backlogs; none if the router has
+// no room.
+type HeldIDs struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []uint64               `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldIDs) Reset() {
+	*x = HeldIDs{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldIDs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldIDs) ProtoMessage() {}
+
+func (x *HeldIDs) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldIDs.ProtoReflect.Descriptor instead.
+func (*HeldIDs) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *HeldIDs) GetIds() []uint64 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
 type DirectoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1018,7 +1259,7 @@ type DirectoryRequest struct {
 
 func (x *DirectoryRequest) Reset() {
 	*x = DirectoryRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[13]
+	mi := &file_mics_router_v1_router_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1271,7 @@ func (x *DirectoryRequest) String() string {
 func (*DirectoryRequest) ProtoMessage() {}
 
 func (x *DirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[13]
+	mi := &file_mics_router_v1_router_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1284,7 @@ func (x *DirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryRequest.ProtoReflect.Descriptor instead.
 func (*DirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{13}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{17}
 }
 
 type DirectoryResponse struct {
@@ -1056,7 +1297,7 @@ type DirectoryResponse struct {
 
 func (x *DirectoryResponse) Reset() {
 	*x = DirectoryResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[14]
+	mi := &file_mics_router_v1_router_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1309,7 @@ func (x *DirectoryResponse) String() string {
 func (*DirectoryResponse) ProtoMessage() {}
 
 func (x *DirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[14]
+	mi := &file_mics_router_v1_router_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1322,7 @@ func (x *DirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryResponse.ProtoReflect.Descriptor instead.
 func (*DirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{14}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DirectoryResponse) GetGateways() []*v1.GatewayInfo {
@@ -1096,6 +1337,59 @@ func (x *DirectoryResponse) GetRouters() []*RouterInfo {
 		return x.Routers
 	}
 	return nil
+}
+
+// RouterRef names one start of a router.
+type RouterRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouterRef) Reset() {
+	*x = RouterRef{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouterRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouterRef) ProtoMessage() {}
+
+func (x *RouterRef) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouterRef.ProtoReflect.Descriptor instead.
+func (*RouterRef) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RouterRef) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RouterRef) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
 }
 
 type AdmitRequest struct {
@@ -1116,7 +1410,7 @@ type AdmitRequest struct {
 
 func (x *AdmitRequest) Reset() {
 	*x = AdmitRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[15]
+	mi := &file_mics_router_v1_router_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1422,7 @@ func (x *AdmitRequest) String() string {
 func (*AdmitRequest) ProtoMessage() {}
 
 func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[15]
+	mi := &file_mics_router_v1_router_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1435,7 @@ func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
 func (*AdmitRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{15}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AdmitRequest) GetGateway() *v1.GatewayRef {
@@ -1215,7 +1509,7 @@ type AdmitResponse struct {
 
 func (x *AdmitResponse) Reset() {
 	*x = AdmitResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[16]
+	mi := &file_mics_router_v1_router_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1521,7 @@ func (x *AdmitResponse) String() string {
 func (*AdmitResponse) ProtoMessage() {}
 
 func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[16]
+	mi := &file_mics_router_v1_router_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1534,7 @@ func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
 func (*AdmitResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{16}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AdmitResponse) GetRefusal() *SessionRefusal {
@@ -1286,15 +1580,18 @@ func (x *AdmitResponse) GetRecentKeys() []byte {
 }
 
 type BufferRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Entries       []*BufferEntry         `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []*BufferEntry         `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Keep them even if another router is their users' home: the sender has been
+	// told so, and its picture of the routers has not changed for a while.
+	Insist        bool `protobuf:"varint,2,opt,name=insist,proto3" json:"insist,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BufferRequest) Reset() {
 	*x = BufferRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[17]
+	mi := &file_mics_router_v1_router_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1603,7 @@ func (x *BufferRequest) String() string {
 func (*BufferRequest) ProtoMessage() {}
 
 func (x *BufferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[17]
+	mi := &file_mics_router_v1_router_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1616,7 @@ func (x *BufferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferRequest.ProtoReflect.Descriptor instead.
 func (*BufferRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{17}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BufferRequest) GetEntries() []*BufferEntry {
@@ -1327,6 +1624,13 @@ func (x *BufferRequest) GetEntries() []*BufferEntry {
 		return x.Entries
 	}
 	return nil
+}
+
+func (x *BufferRequest) GetInsist() bool {
+	if x != nil {
+		return x.Insist
+	}
+	return false
 }
 
 type BufferEntry struct {
@@ -1340,14 +1644,21 @@ type BufferEntry struct {
 	// Handed back by a closing session: older than what is there already.
 	Front bool `protobuf:"varint,6,opt,name=front,proto3" json:"front,omitempty"`
 	// As in Delivery: an entry that is there already is kept once.
-	Key           []byte `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
+	Key []byte `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
+	// How long it is kept; zero: as long as the tenant's messages are.
+	TtlMs uint64 `protobuf:"varint,8,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	// When a router kept it first, Unix time in nanoseconds; zero: now.
+	StoredAt int64 `protobuf:"varint,9,opt,name=stored_at,json=storedAt,proto3" json:"stored_at,omitempty"`
+	// It was kept elsewhere before: behind what was handed back, before the rest,
+	// among its like by stored_at.
+	Moved         bool `protobuf:"varint,10,opt,name=moved,proto3" json:"moved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BufferEntry) Reset() {
 	*x = BufferEntry{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[18]
+	mi := &file_mics_router_v1_router_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1359,7 +1670,7 @@ func (x *BufferEntry) String() string {
 func (*BufferEntry) ProtoMessage() {}
 
 func (x *BufferEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[18]
+	mi := &file_mics_router_v1_router_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1372,7 +1683,7 @@ func (x *BufferEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferEntry.ProtoReflect.Descriptor instead.
 func (*BufferEntry) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{18}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *BufferEntry) GetTenantId() string {
@@ -1424,6 +1735,27 @@ func (x *BufferEntry) GetKey() []byte {
 	return nil
 }
 
+func (x *BufferEntry) GetTtlMs() uint64 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
+}
+
+func (x *BufferEntry) GetStoredAt() int64 {
+	if x != nil {
+		return x.StoredAt
+	}
+	return 0
+}
+
+func (x *BufferEntry) GetMoved() bool {
+	if x != nil {
+		return x.Moved
+	}
+	return false
+}
+
 type BufferResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One per entry, in order.
@@ -1434,7 +1766,7 @@ type BufferResponse struct {
 
 func (x *BufferResponse) Reset() {
 	*x = BufferResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[19]
+	mi := &file_mics_router_v1_router_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1778,7 @@ func (x *BufferResponse) String() string {
 func (*BufferResponse) ProtoMessage() {}
 
 func (x *BufferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[19]
+	mi := &file_mics_router_v1_router_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,12 +1791,464 @@ func (x *BufferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferResponse.ProtoReflect.Descriptor instead.
 func (*BufferResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{19}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *BufferResponse) GetResults() []BufferResponse_Result {
 	if x != nil {
 		return x.Results
+	}
+	return nil
+}
+
+// HeldEntry is an entry in a router's buffer, with that router's id for it.
+type HeldEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Without it: the one that the receiver knows under this id.
+	Entry         *BufferEntry `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldEntry) Reset() {
+	*x = HeldEntry{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldEntry) ProtoMessage() {}
+
+func (x *HeldEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldEntry.ProtoReflect.Descriptor instead.
+func (*HeldEntry) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *HeldEntry) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *HeldEntry) GetEntry() *BufferEntry {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+type TakeRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	TenantId string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	UserId   string                 `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	DeviceId string                 `protobuf:"bytes,3,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	// The living routers, as the user's home sees them: copies of what others
+	// had are wanted too.
+	Routers []*RouterRef `protobuf:"bytes,4,rep,name=routers,proto3" json:"routers,omitempty"`
+	// Not a question: the device has these entries, they need not be kept for it.
+	Taken         []uint64 `protobuf:"varint,5,rep,packed,name=taken,proto3" json:"taken,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeRequest) Reset() {
+	*x = TakeRequest{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeRequest) ProtoMessage() {}
+
+func (x *TakeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeRequest.ProtoReflect.Descriptor instead.
+func (*TakeRequest) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *TakeRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *TakeRequest) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *TakeRequest) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *TakeRequest) GetRouters() []*RouterRef {
+	if x != nil {
+		return x.Routers
+	}
+	return nil
+}
+
+func (x *TakeRequest) GetTaken() []uint64 {
+	if x != nil {
+		return x.Taken
+	}
+	return nil
+}
+
+type TakeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Oldest first. They stay where they are until they are said to be taken, and
+	// are given to nobody else for some seconds.
+	Entries       []*HeldEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeResponse) Reset() {
+	*x = TakeResponse{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeResponse) ProtoMessage() {}
+
+func (x *TakeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeResponse.ProtoReflect.Descriptor instead.
+func (*TakeResponse) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *TakeResponse) GetEntries() []*HeldEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+type SyncRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  *RouterRef             `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// The incarnation that it is meant for; another one refuses it.
+	ToIncarnation uint64 `protobuf:"varint,2,opt,name=to_incarnation,json=toIncarnation,proto3" json:"to_incarnation,omitempty"`
+	// Streams of a router count up, and so do the calls of one, from 1. The first
+	// call of a stream means that nothing is held yet.
+	Stream        uint64      `protobuf:"varint,3,opt,name=stream,proto3" json:"stream,omitempty"`
+	Seq           uint64      `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
+	Users         []*SyncUser `protobuf:"bytes,5,rep,name=users,proto3" json:"users,omitempty"`
+	Sents         []*SyncSent `protobuf:"bytes,6,rep,name=sents,proto3" json:"sents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncRequest) Reset() {
+	*x = SyncRequest{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncRequest) ProtoMessage() {}
+
+func (x *SyncRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
+func (*SyncRequest) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SyncRequest) GetFrom() *RouterRef {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *SyncRequest) GetToIncarnation() uint64 {
+	if x != nil {
+		return x.ToIncarnation
+	}
+	return 0
+}
+
+func (x *SyncRequest) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+func (x *SyncRequest) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *SyncRequest) GetUsers() []*SyncUser {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+func (x *SyncRequest) GetSents() []*SyncSent {
+	if x != nil {
+		return x.Sents
+	}
+	return nil
+}
+
+// SyncUser is all that the sender has for a user.
+type SyncUser struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TenantId      string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	UserId        string                 `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	Entries       []*HeldEntry           `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncUser) Reset() {
+	*x = SyncUser{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncUser) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncUser) ProtoMessage() {}
+
+func (x *SyncUser) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncUser.ProtoReflect.Descriptor instead.
+func (*SyncUser) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SyncUser) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *SyncUser) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *SyncUser) GetEntries() []*HeldEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+// SyncSent is a message that was answered SENT.
+type SyncSent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The sending user's hash, by which homes are found.
+	UserHash      uint64 `protobuf:"fixed64,2,opt,name=user_hash,json=userHash,proto3" json:"user_hash,omitempty"`
+	WindowMs      uint32 `protobuf:"varint,3,opt,name=window_ms,json=windowMs,proto3" json:"window_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncSent) Reset() {
+	*x = SyncSent{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncSent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncSent) ProtoMessage() {}
+
+func (x *SyncSent) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncSent.ProtoReflect.Descriptor instead.
+func (*SyncSent) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SyncSent) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *SyncSent) GetUserHash() uint64 {
+	if x != nil {
+		return x.UserHash
+	}
+	return 0
+}
+
+func (x *SyncSent) GetWindowMs() uint32 {
+	if x != nil {
+		return x.WindowMs
+	}
+	return 0
+}
+
+type SyncResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False: calls are missing before this one, begin a new stream.
+	InStep bool `protobuf:"varint,1,opt,name=in_step,json=inStep,proto3" json:"in_step,omitempty"`
+	// Indexes of users of whom an entry without its message was not known.
+	Missing []uint32 `protobuf:"varint,2,rep,packed,name=missing,proto3" json:"missing,omitempty"`
+	// Indexes of users of whom an entry was not kept: there is no room.
+	Full          []uint32 `protobuf:"varint,3,rep,packed,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncResponse) Reset() {
+	*x = SyncResponse{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncResponse) ProtoMessage() {}
+
+func (x *SyncResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
+func (*SyncResponse) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SyncResponse) GetInStep() bool {
+	if x != nil {
+		return x.InStep
+	}
+	return false
+}
+
+func (x *SyncResponse) GetMissing() []uint32 {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *SyncResponse) GetFull() []uint32 {
+	if x != nil {
+		return x.Full
 	}
 	return nil
 }
@@ -1547,11 +2331,30 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\boutcomes\x18\x01 \x03(\v2\x17.mics.router.v1.OutcomeR\boutcomes\"-\n" +
 	"\aOutcome\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\x04R\x03ref\x12\x10\n" +
-	"\x03ack\x18\x02 \x01(\fR\x03ack\"\x12\n" +
+	"\x03ack\x18\x02 \x01(\fR\x03ack\"}\n" +
+	"\vHoldRequest\x125\n" +
+	"\agateway\x18\x01 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\agateway\x127\n" +
+	"\bsessions\x18\x02 \x03(\v2\x1b.mics.router.v1.HoldSessionR\bsessions\"\xb9\x01\n" +
+	"\vHoldSession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\x04R\tsessionId\x12\x1b\n" +
+	"\ttenant_id\x18\x02 \x01(\tR\btenantId\x12\x17\n" +
+	"\auser_id\x18\x03 \x01(\tR\x06userId\x12\x1b\n" +
+	"\tdevice_id\x18\x04 \x01(\tR\bdeviceId\x128\n" +
+	"\bmessages\x18\x05 \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\bmessages\"\x8f\x01\n" +
+	"\fHoldResponse\x12\x1b\n" +
+	"\trouter_id\x18\x01 \x01(\tR\brouterId\x12-\n" +
+	"\x12router_incarnation\x18\x02 \x01(\x04R\x11routerIncarnation\x123\n" +
+	"\bsessions\x18\x03 \x03(\v2\x17.mics.router.v1.HeldIDsR\bsessions\"\x1b\n" +
+	"\aHeldIDs\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\x04R\x03ids\"\x12\n" +
 	"\x10DirectoryRequest\"\x83\x01\n" +
 	"\x11DirectoryResponse\x128\n" +
 	"\bgateways\x18\x01 \x03(\v2\x1c.mics.gateway.v1.GatewayInfoR\bgateways\x124\n" +
-	"\arouters\x18\x02 \x03(\v2\x1a.mics.router.v1.RouterInfoR\arouters\"\x9d\x02\n" +
+	"\arouters\x18\x02 \x03(\v2\x1a.mics.router.v1.RouterInfoR\arouters\"F\n" +
+	"\tRouterRef\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\x9d\x02\n" +
 	"\fAdmitRequest\x125\n" +
 	"\agateway\x18\x01 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\agateway\x12\x1d\n" +
 	"\n" +
@@ -1569,9 +2372,10 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\trouter_id\x18\x04 \x01(\tR\brouterId\x12-\n" +
 	"\x12router_incarnation\x18\x05 \x01(\x04R\x11routerIncarnation\x12\x1f\n" +
 	"\vrecent_keys\x18\x06 \x01(\fR\n" +
-	"recentKeys\"F\n" +
+	"recentKeys\"^\n" +
 	"\rBufferRequest\x125\n" +
-	"\aentries\x18\x01 \x03(\v2\x1b.mics.router.v1.BufferEntryR\aentries\"\xc6\x01\n" +
+	"\aentries\x18\x01 \x03(\v2\x1b.mics.router.v1.BufferEntryR\aentries\x12\x16\n" +
+	"\x06insist\x18\x02 \x01(\bR\x06insist\"\x90\x02\n" +
 	"\vBufferEntry\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1d\n" +
@@ -1580,23 +2384,61 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\amessage\x18\x04 \x01(\fR\amessage\x12 \n" +
 	"\vunmoderated\x18\x05 \x01(\bR\vunmoderated\x12\x14\n" +
 	"\x05front\x18\x06 \x01(\bR\x05front\x12\x10\n" +
-	"\x03key\x18\a \x01(\fR\x03key\"\xad\x01\n" +
+	"\x03key\x18\a \x01(\fR\x03key\x12\x15\n" +
+	"\x06ttl_ms\x18\b \x01(\x04R\x05ttlMs\x12\x1b\n" +
+	"\tstored_at\x18\t \x01(\x03R\bstoredAt\x12\x14\n" +
+	"\x05moved\x18\n" +
+	" \x01(\bR\x05moved\"\xbf\x01\n" +
 	"\x0eBufferResponse\x12?\n" +
-	"\aresults\x18\x01 \x03(\x0e2%.mics.router.v1.BufferResponse.ResultR\aresults\"Z\n" +
+	"\aresults\x18\x01 \x03(\x0e2%.mics.router.v1.BufferResponse.ResultR\aresults\"l\n" +
 	"\x06Result\x12\x16\n" +
 	"\x12RESULT_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rRESULT_STORED\x10\x01\x12\x11\n" +
 	"\rRESULT_ONLINE\x10\x02\x12\x12\n" +
-	"\x0eRESULT_SKIPPED\x10\x032\xba\x03\n" +
+	"\x0eRESULT_SKIPPED\x10\x03\x12\x10\n" +
+	"\fRESULT_MOVED\x10\x04\"N\n" +
+	"\tHeldEntry\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
+	"\x05entry\x18\x02 \x01(\v2\x1b.mics.router.v1.BufferEntryR\x05entry\"\xab\x01\n" +
+	"\vTakeRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
+	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
+	"\tdevice_id\x18\x03 \x01(\tR\bdeviceId\x123\n" +
+	"\arouters\x18\x04 \x03(\v2\x19.mics.router.v1.RouterRefR\arouters\x12\x14\n" +
+	"\x05taken\x18\x05 \x03(\x04R\x05taken\"C\n" +
+	"\fTakeResponse\x123\n" +
+	"\aentries\x18\x01 \x03(\v2\x19.mics.router.v1.HeldEntryR\aentries\"\xed\x01\n" +
+	"\vSyncRequest\x12-\n" +
+	"\x04from\x18\x01 \x01(\v2\x19.mics.router.v1.RouterRefR\x04from\x12%\n" +
+	"\x0eto_incarnation\x18\x02 \x01(\x04R\rtoIncarnation\x12\x16\n" +
+	"\x06stream\x18\x03 \x01(\x04R\x06stream\x12\x10\n" +
+	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12.\n" +
+	"\x05users\x18\x05 \x03(\v2\x18.mics.router.v1.SyncUserR\x05users\x12.\n" +
+	"\x05sents\x18\x06 \x03(\v2\x18.mics.router.v1.SyncSentR\x05sents\"u\n" +
+	"\bSyncUser\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
+	"\auser_id\x18\x02 \x01(\tR\x06userId\x123\n" +
+	"\aentries\x18\x03 \x03(\v2\x19.mics.router.v1.HeldEntryR\aentries\"V\n" +
+	"\bSyncSent\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1b\n" +
+	"\tuser_hash\x18\x02 \x01(\x06R\buserHash\x12\x1b\n" +
+	"\twindow_ms\x18\x03 \x01(\rR\bwindowMs\"U\n" +
+	"\fSyncResponse\x12\x17\n" +
+	"\ain_step\x18\x01 \x01(\bR\x06inStep\x12\x18\n" +
+	"\amissing\x18\x02 \x03(\rR\amissing\x12\x12\n" +
+	"\x04full\x18\x03 \x03(\rR\x04full2\xfd\x03\n" +
 	"\rRouterService\x12Q\n" +
 	"\bRegister\x12\x1f.mics.router.v1.RegisterRequest\x1a .mics.router.v1.RegisterResponse(\x010\x01\x12V\n" +
 	"\vOpenSession\x12\".mics.router.v1.OpenSessionRequest\x1a#.mics.router.v1.OpenSessionResponse\x12\\\n" +
 	"\rCloseSessions\x12$.mics.router.v1.CloseSessionsRequest\x1a%.mics.router.v1.CloseSessionsResponse\x12N\n" +
-	"\aPublish\x12\x1e.mics.router.v1.PublishRequest\x1a\x1f.mics.router.v1.PublishResponse(\x010\x01\x12P\n" +
-	"\tDirectory\x12 .mics.router.v1.DirectoryRequest\x1a!.mics.router.v1.DirectoryResponse2\x9c\x01\n" +
+	"\aPublish\x12\x1e.mics.router.v1.PublishRequest\x1a\x1f.mics.router.v1.PublishResponse(\x010\x01\x12A\n" +
+	"\x04Hold\x12\x1b.mics.router.v1.HoldRequest\x1a\x1c.mics.router.v1.HoldResponse\x12P\n" +
+	"\tDirectory\x12 .mics.router.v1.DirectoryRequest\x1a!.mics.router.v1.DirectoryResponse2\xa2\x02\n" +
 	"\vPeerService\x12D\n" +
 	"\x05Admit\x12\x1c.mics.router.v1.AdmitRequest\x1a\x1d.mics.router.v1.AdmitResponse\x12G\n" +
-	"\x06Buffer\x12\x1d.mics.router.v1.BufferRequest\x1a\x1e.mics.router.v1.BufferResponseB7Z5github.com/mics-im/mics/proto/mics/router/v1;routerv1b\x06proto3"
+	"\x06Buffer\x12\x1d.mics.router.v1.BufferRequest\x1a\x1e.mics.router.v1.BufferResponse\x12A\n" +
+	"\x04Take\x12\x1b.mics.router.v1.TakeRequest\x1a\x1c.mics.router.v1.TakeResponse\x12A\n" +
+	"\x04Sync\x12\x1b.mics.router.v1.SyncRequest\x1a\x1c.mics.router.v1.SyncResponseB7Z5github.com/mics-im/mics/proto/mics/router/v1;routerv1b\x06proto3"
 
 var (
 	file_mics_router_v1_router_proto_rawDescOnce sync.Once
@@ -1611,7 +2453,7 @@ func file_mics_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_mics_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_mics_router_v1_router_proto_goTypes = []any{
 	(ClosedSession_Stage)(0),      // 0: mics.router.v1.ClosedSession.Stage
 	(BufferResponse_Result)(0),    // 1: mics.router.v1.BufferResponse.Result
@@ -1628,56 +2470,85 @@ var file_mics_router_v1_router_proto_goTypes = []any{
 	(*Inbound)(nil),               // 12: mics.router.v1.Inbound
 	(*PublishResponse)(nil),       // 13: mics.router.v1.PublishResponse
 	(*Outcome)(nil),               // 14: mics.router.v1.Outcome
-	(*DirectoryRequest)(nil),      // 15: mics.router.v1.DirectoryRequest
-	(*DirectoryResponse)(nil),     // 16: mics.router.v1.DirectoryResponse
-	(*AdmitRequest)(nil),          // 17: mics.router.v1.AdmitRequest
-	(*AdmitResponse)(nil),         // 18: mics.router.v1.AdmitResponse
-	(*BufferRequest)(nil),         // 19: mics.router.v1.BufferRequest
-	(*BufferEntry)(nil),           // 20: mics.router.v1.BufferEntry
-	(*BufferResponse)(nil),        // 21: mics.router.v1.BufferResponse
-	(*v1.GatewayInfo)(nil),        // 22: mics.gateway.v1.GatewayInfo
-	(*v1.GatewayRef)(nil),         // 23: mics.gateway.v1.GatewayRef
-	(*v1.Undelivered)(nil),        // 24: mics.gateway.v1.Undelivered
+	(*HoldRequest)(nil),           // 15: mics.router.v1.HoldRequest
+	(*HoldSession)(nil),           // 16: mics.router.v1.HoldSession
+	(*HoldResponse)(nil),          // 17: mics.router.v1.HoldResponse
+	(*HeldIDs)(nil),               // 18: mics.router.v1.HeldIDs
+	(*DirectoryRequest)(nil),      // 19: mics.router.v1.DirectoryRequest
+	(*DirectoryResponse)(nil),     // 20: mics.router.v1.DirectoryResponse
+	(*RouterRef)(nil),             // 21: mics.router.v1.RouterRef
+	(*AdmitRequest)(nil),          // 22: mics.router.v1.AdmitRequest
+	(*AdmitResponse)(nil),         // 23: mics.router.v1.AdmitResponse
+	(*BufferRequest)(nil),         // 24: mics.router.v1.BufferRequest
+	(*BufferEntry)(nil),           // 25: mics.router.v1.BufferEntry
+	(*BufferResponse)(nil),        // 26: mics.router.v1.BufferResponse
+	(*HeldEntry)(nil),             // 27: mics.router.v1.HeldEntry
+	(*TakeRequest)(nil),           // 28: mics.router.v1.TakeRequest
+	(*TakeResponse)(nil),          // 29: mics.router.v1.TakeResponse
+	(*SyncRequest)(nil),           // 30: mics.router.v1.SyncRequest
+	(*SyncUser)(nil),              // 31: mics.router.v1.SyncUser
+	(*SyncSent)(nil),              // 32: mics.router.v1.SyncSent
+	(*SyncResponse)(nil),          // 33: mics.router.v1.SyncResponse
+	(*v1.GatewayInfo)(nil),        // 34: mics.gateway.v1.GatewayInfo
+	(*v1.GatewayRef)(nil),         // 35: mics.gateway.v1.GatewayRef
+	(*v1.Undelivered)(nil),        // 36: mics.gateway.v1.Undelivered
 }
 var file_mics_router_v1_router_proto_depIdxs = []int32{
-	22, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
+	34, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
 	2,  // 1: mics.router.v1.RegisterResponse.routers:type_name -> mics.router.v1.RouterInfo
-	23, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	35, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	7,  // 3: mics.router.v1.OpenSessionResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	24, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	23, // 5: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	36, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	35, // 5: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	9,  // 6: mics.router.v1.CloseSessionsRequest.sessions:type_name -> mics.router.v1.ClosedSession
 	0,  // 7: mics.router.v1.ClosedSession.stage:type_name -> mics.router.v1.ClosedSession.Stage
-	24, // 8: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
-	23, // 9: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	36, // 8: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
+	35, // 9: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	12, // 10: mics.router.v1.PublishRequest.messages:type_name -> mics.router.v1.Inbound
 	14, // 11: mics.router.v1.PublishResponse.outcomes:type_name -> mics.router.v1.Outcome
-	22, // 12: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
-	2,  // 13: mics.router.v1.DirectoryResponse.routers:type_name -> mics.router.v1.RouterInfo
-	23, // 14: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
-	7,  // 15: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	24, // 16: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	20, // 17: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
-	1,  // 18: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
-	3,  // 19: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
-	5,  // 20: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
-	8,  // 21: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
-	11, // 22: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
-	15, // 23: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
-	17, // 24: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
-	19, // 25: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
-	4,  // 26: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
-	6,  // 27: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
-	10, // 28: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
-	13, // 29: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
-	16, // 30: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
-	18, // 31: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
-	21, // 32: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
-	26, // [26:33] is the sub-list for method output_type
-	19, // [19:26] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	35, // 12: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	16, // 13: mics.router.v1.HoldRequest.sessions:type_name -> mics.router.v1.HoldSession
+	36, // 14: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
+	18, // 15: mics.router.v1.HoldResponse.sessions:type_name -> mics.router.v1.HeldIDs
+	34, // 16: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
+	2,  // 17: mics.router.v1.DirectoryResponse.routers:type_name -> mics.router.v1.RouterInfo
+	35, // 18: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	7,  // 19: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
+	36, // 20: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	25, // 21: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
+	1,  // 22: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
+	25, // 23: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
+	21, // 24: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
+	27, // 25: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
+	21, // 26: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
+	31, // 27: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
+	32, // 28: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
+	27, // 29: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
+	3,  // 30: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
+	5,  // 31: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
+	8,  // 32: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
+	11, // 33: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
+	15, // 34: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
+	19, // 35: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
+	22, // 36: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
+	24, // 37: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
+	28, // 38: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
+	30, // 39: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
+	4,  // 40: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
+	6,  // 41: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
+	10, // 42: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
+	13, // 43: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
+	17, // 44: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
+	20, // 45: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
+	23, // 46: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
+	26, // 47: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
+	29, // 48: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
+	33, // 49: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
+	40, // [40:50] is the sub-list for method output_type
+	30, // [30:40] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_mics_router_v1_router_proto_init() }
@@ -1691,7 +2562,7 @@ func file_mics_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_router_v1_router_proto_rawDesc), len(file_mics_router_v1_router_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   20,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -48,12 +48,18 @@ const (
 	RouterServiceCloseSessionsProcedure = "/mics.router.v1.RouterService/CloseSessions"
 	// RouterServicePublishProcedure is the fully-qualified name of the RouterService's Publish RPC.
 	RouterServicePublishProcedure = "/mics.router.v1.RouterService/Publish"
+	// RouterServiceHoldProcedure is the fully-qualified name of the RouterService's Hold RPC.
+	RouterServiceHoldProcedure = "/mics.router.v1.RouterService/Hold"
 	// RouterServiceDirectoryProcedure is the fully-qualified name of the RouterService's Directory RPC.
 	RouterServiceDirectoryProcedure = "/mics.router.v1.RouterService/Directory"
 	// PeerServiceAdmitProcedure is the fully-qualified name of the PeerService's Admit RPC.
 	PeerServiceAdmitProcedure = "/mics.router.v1.PeerService/Admit"
 	// PeerServiceBufferProcedure is the fully-qualified name of the PeerService's Buffer RPC.
 	PeerServiceBufferProcedure = "/mics.router.v1.PeerService/Buffer"
+	// PeerServiceTakeProcedure is the fully-qualified name of the PeerService's Take RPC.
+	PeerServiceTakeProcedure = "/mics.router.v1.PeerService/Take"
+	// PeerServiceSyncProcedure is the fully-qualified name of the PeerService's Sync RPC.
+	PeerServiceSyncProcedure = "/mics.router.v1.PeerService/Sync"
 )
 
 // RouterServiceClient is a client for the mics.router.v1.RouterService service.
@@ -72,6 +78,9 @@ type RouterServiceClient interface {
 	// Publish carries batches of client messages; outcomes come back in any
 	// order, each naming its message's ref.
 	Publish(context.Context) *connect.BidiStreamForClient[v1.PublishRequest, v1.PublishResponse]
+	// Hold gives the copies that a router kept for sessions another keeper, after
+	// that router's end.
+	Hold(context.Context, *connect.Request[v1.HoldRequest]) (*connect.Response[v1.HoldResponse], error)
 	// Directory tells which gateways and routers are alive, for the control plane.
 	Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error)
 }
@@ -111,6 +120,12 @@ func NewRouterServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(routerServiceMethods.ByName("Publish")),
 			connect.WithClientOptions(opts...),
 		),
+		hold: connect.NewClient[v1.HoldRequest, v1.HoldResponse](
+			httpClient,
+			baseURL+RouterServiceHoldProcedure,
+			connect.WithSchema(routerServiceMethods.ByName("Hold")),
+			connect.WithClientOptions(opts...),
+		),
 		directory: connect.NewClient[v1.DirectoryRequest, v1.DirectoryResponse](
 			httpClient,
 			baseURL+RouterServiceDirectoryProcedure,
@@ -126,6 +141,7 @@ type routerServiceClient struct {
 	openSession   *connect.Client[v1.OpenSessionRequest, v1.OpenSessionResponse]
 	closeSessions *connect.Client[v1.CloseSessionsRequest, v1.CloseSessionsResponse]
 	publish       *connect.Client[v1.PublishRequest, v1.PublishResponse]
+	hold          *connect.Client[v1.HoldRequest, v1.HoldResponse]
 	directory     *connect.Client[v1.DirectoryRequest, v1.DirectoryResponse]
 }
 
@@ -149,6 +165,11 @@ func (c *routerServiceClient) Publish(ctx context.Context) *connect.BidiStreamFo
 	return c.publish.CallBidiStream(ctx)
 }
 
+// Hold calls mics.router.v1.RouterService.Hold.
+func (c *routerServiceClient) Hold(ctx context.Context, req *connect.Request[v1.HoldRequest]) (*connect.Response[v1.HoldResponse], error) {
+	return c.hold.CallUnary(ctx, req)
+}
+
 // Directory calls mics.router.v1.RouterService.Directory.
 func (c *routerServiceClient) Directory(ctx context.Context, req *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error) {
 	return c.directory.CallUnary(ctx, req)
@@ -170,6 +191,9 @@ type RouterServiceHandler interface {
 	// Publish carries batches of client messages; outcomes come back in any
 	// order, each naming its message's ref.
 	Publish(context.Context, *connect.BidiStream[v1.PublishRequest, v1.PublishResponse]) error
+	// Hold gives the copies that a router kept for sessions another keeper, after
+	// that router's end.
+	Hold(context.Context, *connect.Request[v1.HoldRequest]) (*connect.Response[v1.HoldResponse], error)
 	// Directory tells which gateways and routers are alive, for the control plane.
 	Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error)
 }
@@ -205,6 +229,12 @@ func NewRouterServiceHandler(svc RouterServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(routerServiceMethods.ByName("Publish")),
 		connect.WithHandlerOptions(opts...),
 	)
+	routerServiceHoldHandler := connect.NewUnaryHandler(
+		RouterServiceHoldProcedure,
+		svc.Hold,
+		connect.WithSchema(routerServiceMethods.ByName("Hold")),
+		connect.WithHandlerOptions(opts...),
+	)
 	routerServiceDirectoryHandler := connect.NewUnaryHandler(
 		RouterServiceDirectoryProcedure,
 		svc.Directory,
@@ -221,6 +251,8 @@ func NewRouterServiceHandler(svc RouterServiceHandler, opts ...connect.HandlerOp
 			routerServiceCloseSessionsHandler.ServeHTTP(w, r)
 		case RouterServicePublishProcedure:
 			routerServicePublishHandler.ServeHTTP(w, r)
+		case RouterServiceHoldProcedure:
+			routerServiceHoldHandler.ServeHTTP(w, r)
 		case RouterServiceDirectoryProcedure:
 			routerServiceDirectoryHandler.ServeHTTP(w, r)
 		default:
@@ -248,6 +280,10 @@ func (UnimplementedRouterServiceHandler) Publish(context.Context, *connect.BidiS
 	return connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.RouterService.Publish is not implemented"))
 }
 
+func (UnimplementedRouterServiceHandler) Hold(context.Context, *connect.Request[v1.HoldRequest]) (*connect.Response[v1.HoldResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.RouterService.Hold is not implemented"))
+}
+
 func (UnimplementedRouterServiceHandler) Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.RouterService.Directory is not implemented"))
 }
@@ -256,8 +292,15 @@ func (UnimplementedRouterServiceHandler) Directory(context.Context, *connect.Req
 type PeerServiceClient interface {
 	// Admit admits an authenticated connection at its user's home.
 	Admit(context.Context, *connect.Request[v1.AdmitRequest]) (*connect.Response[v1.AdmitResponse], error)
-	// Buffer keeps messages for absent devices.
+	// Buffer keeps messages for absent devices. A router that is no longer their
+	// users' home moves its entries in the same way.
 	Buffer(context.Context, *connect.Request[v1.BufferRequest]) (*connect.Response[v1.BufferResponse], error)
+	// Take asks a router that may have been the user's home, or its backup, what
+	// it still has for a device that connects at the present home.
+	Take(context.Context, *connect.Request[v1.TakeRequest]) (*connect.Response[v1.TakeResponse], error)
+	// Sync tells the holder of copies what has changed. A router has one call
+	// under way to each other router.
+	Sync(context.Context, *connect.Request[v1.SyncRequest]) (*connect.Response[v1.SyncResponse], error)
 }
 
 // NewPeerServiceClient constructs a client for the mics.router.v1.PeerService service. By default,
@@ -283,6 +326,18 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(peerServiceMethods.ByName("Buffer")),
 			connect.WithClientOptions(opts...),
 		),
+		take: connect.NewClient[v1.TakeRequest, v1.TakeResponse](
+			httpClient,
+			baseURL+PeerServiceTakeProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("Take")),
+			connect.WithClientOptions(opts...),
+		),
+		sync: connect.NewClient[v1.SyncRequest, v1.SyncResponse](
+			httpClient,
+			baseURL+PeerServiceSyncProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("Sync")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -290,6 +345,8 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 type peerServiceClient struct {
 	admit  *connect.Client[v1.AdmitRequest, v1.AdmitResponse]
 	buffer *connect.Client[v1.BufferRequest, v1.BufferResponse]
+	take   *connect.Client[v1.TakeRequest, v1.TakeResponse]
+	sync   *connect.Client[v1.SyncRequest, v1.SyncResponse]
 }
 
 // Admit calls mics.router.v1.PeerService.Admit.
@@ -302,12 +359,29 @@ func (c *peerServiceClient) Buffer(ctx context.Context, req *connect.Request[v1.
 	return c.buffer.CallUnary(ctx, req)
 }
 
+// Take calls mics.router.v1.PeerService.Take.
+func (c *peerServiceClient) Take(ctx context.Context, req *connect.Request[v1.TakeRequest]) (*connect.Response[v1.TakeResponse], error) {
+	return c.take.CallUnary(ctx, req)
+}
+
+// Sync calls mics.router.v1.PeerService.Sync.
+func (c *peerServiceClient) Sync(ctx context.Context, req *connect.Request[v1.SyncRequest]) (*connect.Response[v1.SyncResponse], error) {
+	return c.sync.CallUnary(ctx, req)
+}
+
 // PeerServiceHandler is an implementation of the mics.router.v1.PeerService service.
 type PeerServiceHandler interface {
 	// Admit admits an authenticated connection at its user's home.
 	Admit(context.Context, *connect.Request[v1.AdmitRequest]) (*connect.Response[v1.AdmitResponse], error)
-	// Buffer keeps messages for absent devices.
+	// Buffer keeps messages for absent devices. A router that is no longer their
+	// users' home moves its entries in the same way.
 	Buffer(context.Context, *connect.Request[v1.BufferRequest]) (*connect.Response[v1.BufferResponse], error)
+	// Take asks a router that may have been the user's home, or its backup, what
+	// it still has for a device that connects at the present home.
+	Take(context.Context, *connect.Request[v1.TakeRequest]) (*connect.Response[v1.TakeResponse], error)
+	// Sync tells the holder of copies what has changed. A router has one call
+	// under way to each other router.
+	Sync(context.Context, *connect.Request[v1.SyncRequest]) (*connect.Response[v1.SyncResponse], error)
 }
 
 // NewPeerServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -329,12 +403,28 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(peerServiceMethods.ByName("Buffer")),
 		connect.WithHandlerOptions(opts...),
 	)
+	peerServiceTakeHandler := connect.NewUnaryHandler(
+		PeerServiceTakeProcedure,
+		svc.Take,
+		connect.WithSchema(peerServiceMethods.ByName("Take")),
+		connect.WithHandlerOptions(opts...),
+	)
+	peerServiceSyncHandler := connect.NewUnaryHandler(
+		PeerServiceSyncProcedure,
+		svc.Sync,
+		connect.WithSchema(peerServiceMethods.ByName("Sync")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/mics.router.v1.PeerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PeerServiceAdmitProcedure:
 			peerServiceAdmitHandler.ServeHTTP(w, r)
 		case PeerServiceBufferProcedure:
 			peerServiceBufferHandler.ServeHTTP(w, r)
+		case PeerServiceTakeProcedure:
+			peerServiceTakeHandler.ServeHTTP(w, r)
+		case PeerServiceSyncProcedure:
+			peerServiceSyncHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -350,4 +440,12 @@ func (UnimplementedPeerServiceHandler) Admit(context.Context, *connect.Request[v
 
 func (UnimplementedPeerServiceHandler) Buffer(context.Context, *connect.Request[v1.BufferRequest]) (*connect.Response[v1.BufferResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.PeerService.Buffer is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) Take(context.Context, *connect.Request[v1.TakeRequest]) (*connect.Response[v1.TakeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.PeerService.Take is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) Sync(context.Context, *connect.Request[v1.SyncRequest]) (*connect.Response[v1.SyncResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.PeerService.Sync is not implemented"))
 }
