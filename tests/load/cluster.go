@@ -1,0 +1,271 @@
+package load
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// ClusterConfig is a cluster of processes on this machine.
+type ClusterConfig struct {
+	// Bin is the directory of mics-gateway and mics-router.
+	Bin               string
+	Gateways, Routers int
+	// Redis keeps the routes in a redis-server of its own; without it they are in
+	// the memory of the only router.
+	Redis bool
+	// Bare is the yardstick instead of a cluster.
+	Bare bool
+	// Dir gets the processes' logs; it must exist.
+	Dir string
+	// Env are further settings of the services, NAME=VALUE.
+	Env []string
+}
+
+const (
+	readyTimeout = 30 * time.Second
+	// stopTimeout is for an orderly end, after which a process is killed.
+	stopTimeout = 5 * time.Second
+)
+
+// Cluster is running processes. Stop ends them.
+type Cluster struct {
+	Target
+	dir   string
+	procs []*process
+}
+
+type process struct {
+	name  string
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when it has
+	err   error         // how; to be read when it has
+}
+
+// StartCluster starts the processes and waits until all are ready. Their
+// settings are the defaults but for those that guard against load.
+func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
+	c := &Cluster{Target: Target{Tenant: TenantName}, dir: cfg.Dir}
+	start := c.startAll
+	if cfg.Bare {
+		start = c.startBare
+	}
+	if err := start(ctx, cfg); err != nil {
+		return nil, errors.Join(err, c.Stop())
+	}
+	return c, nil
+}
+
+func (c *Cluster) startBare(ctx context.Context, _ ClusterConfig) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	at, err := freeAddr()
+	if err != nil {
+		return err
+	}
+	c.URLs = []string{"ws://" + at + "/ws"}
+	if err := c.start(Gateway, self, []string{"bare", "--listen", at}, nil); err != nil {
+		return err
+	}
+	return c.wait(ctx, "bare accepts connections", func() bool { return accepts(at) })
+}
+
+func (c *Cluster) startAll(ctx context.Context, cfg ClusterConfig) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	hooks, err := freeAddr()
+	if err != nil {
+		return err
+	}
+	if err := c.start(Hooks, self, []string{"tenant", "--listen", hooks, "--secret", TenantSecret}, nil); err != nil {
+		return err
+	}
+	store := "memory"
+	if cfg.Redis {
+		if store, err = c.startRedis(ctx); err != nil {
+			return err
+		}
+	}
+	auth, err := json.Marshal(map[string]string{TenantName: "http://" + hooks})
+	if err != nil {
+		return err
+	}
+	secrets, err := json.Marshal(map[string]string{TenantName: TenantSecret})
+	if err != nil {
+		return err
+	}
+	var routers, ready []string
+	for i := range cfg.Routers {
+		at, err := freeAddr()
+		if err != nil {
+			return err
+		}
+		name := fmt.Sprintf("%s-%d", Router, i+1)
+		routers, ready = append(routers, "http://"+at), append(ready, at)
+		if err := c.start(name, filepath.Join(cfg.Bin, "mics-router"), nil, append([]string{
+			"NODE_ID=" + name, "INTERNAL_LISTEN=" + at, "REDIS__CONNECTION=" + store,
+			"TENANT_AUTH_MAP=" + string(auth), "TENANT_HOOK_SECRETS=" + string(secrets),
+			"HOOK_MAX_CONCURRENCY=512", "HOOK_QUEUE_TIMEOUT_MS=150",
+		}, cfg.Env...)); err != nil {
+			return err
+		}
+	}
+	for i := range cfg.Gateways {
+		at, err := freeAddr()
+		if err != nil {
+			return err
+		}
+		internal, err := freeAddr()
+		if err != nil {
+			return err
+		}
+		name := fmt.Sprintf("%s-%d", Gateway, i+1)
+		c.URLs, ready = append(c.URLs, "ws://"+at+"/ws"), append(ready, internal)
+		if err := c.start(name, filepath.Join(cfg.Bin, "mics-gateway"), nil, append([]string{
+			"NODE_ID=" + name, "LISTEN=" + at, "INTERNAL_LISTEN=" + internal, "ROUTER_ENDPOINTS=" + strings.Join(routers, ","),
+			"ACCEPT_RATE_PER_ADDRESS=0", "FLOOD_MESSAGES_PER_SECOND=0", "DRAIN_TIMEOUT_SECONDS=1",
+		}, cfg.Env...)); err != nil {
+			return err
+		}
+	}
+	return c.wait(ctx, "all are ready", func() bool {
+		for _, at := range ready {
+			if !isReady(at) {
+				return false
+			}
+		}
+		return accepts(hooks)
+	})
+}
+
+func (c *Cluster) startRedis(ctx context.Context) (connection string, err error) {
+	at, err := freeAddr()
+	if err != nil {
+		return "", err
+	}
+	host, port, err := net.SplitHostPort(at)
+	if err != nil {
+		return "", err
+	}
+	bin, err := exec.LookPath("redis-server")
+	if err != nil {
+		return "", fmt.Errorf("%w (with --redis=false the router keeps the routes)", err)
+	}
+	err = c.start(Redis, bin, []string{"--bind", host, "--port", port, "--save", "", "--appendonly", "no", "--dir", c.dir}, nil)
+	if err != nil {
+		return "", err
+	}
+	return "redis://" + at, c.wait(ctx, "Redis accepts connections", func() bool { return accepts(at) })
+}
+
+// start starts a process that logs to a file named after it.
+func (c *Cluster) start(name, path string, args, env []string) error {
+	log, err := os.Create(filepath.Join(c.dir, name+".log"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }() // the process has its own
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), env...)
+	// Ctrl-C is for this process, which then stops the others in order.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", name, err)
+	}
+	p := &process{name: name, cmd: cmd, ended: make(chan struct{})}
+	go func() {
+		defer close(p.ended)
+		p.err = cmd.Wait()
+	}()
+	c.procs = append(c.procs, p)
+	c.Procs = append(c.Procs, Proc{Name: name, PID: cmd.Process.Pid})
+	return nil
+}
+
+// wait waits until cond holds or a process has ended.
+func (c *Cluster) wait(ctx context.Context, what string, cond func() bool) error {
+	var dead error
+	ok := waitFor(ctx, readyTimeout, func() bool {
+		dead = c.Dead()
+		return dead != nil || cond()
+	})
+	switch {
+	case dead != nil:
+		return dead
+	case !ok:
+		return fmt.Errorf("never came true: %s; logs in %s", what, c.dir)
+	}
+	return nil
+}
+
+// Dead is nil while all processes live.
+func (c *Cluster) Dead() error {
+	for _, p := range c.procs {
+		select {
+		case <-p.ended:
+			return fmt.Errorf("%s has ended (%w); its log is in %s", p.name, p.err, c.dir)
+		default:
+		}
+	}
+	return nil
+}
+
+// Stop ends the processes, those started last first, and waits for each.
+func (c *Cluster) Stop() error {
+	var errs []error
+	for i := len(c.procs) - 1; i >= 0; i-- {
+		p := c.procs[i]
+		_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+		select {
+		case <-p.ended:
+		case <-time.After(stopTimeout):
+			errs = append(errs, fmt.Errorf("%s did not stop and was killed", p.name))
+			_ = p.cmd.Process.Kill()
+			<-p.ended
+		}
+	}
+	c.procs = nil
+	return errors.Join(errs...)
+}
+
+// freeAddr is a loopback address that was free a moment ago.
+func freeAddr() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return ln.Addr().String(), ln.Close()
+}
+
+func accepts(addr string) bool {
+	c, err := net.DialTimeout("tcp", addr, time.Second)
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
+}
+
+func isReady(addr string) bool {
+	client := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Get("http://" + addr + "/readyz")
+	if err != nil {
+		return false
+	}
+	_ = res.Body.Close()
+	return res.StatusCode == http.StatusOK
+}
