@@ -242,6 +242,8 @@ func (l *link) stream() bool {
 	ctx, cancel := context.WithCancel(l.ctx)
 	defer cancel()
 	s := l.d.opts.Dial(ctx, l.node)
+	// The end of ctx alone does not end a stream whose request is still open.
+	defer context.AfterFunc(ctx, func() { _ = s.CloseRequest() })()
 	l.mu.Lock()
 	l.sent = 0
 	var unconfirmed []uint64

@@ -21,6 +21,8 @@ type Store struct {
 	routers map[string]lease[route.Router]            // guarded by mu
 	conns   map[string]map[route.NodeRef]count        // guarded by mu: by tenant
 	buckets map[string]*bucket                        // guarded by mu: by tenant
+
+	upkeep
 }
 
 var _ route.Store = (*Store)(nil)
@@ -51,6 +53,7 @@ func New() *Store {
 		routers: map[string]lease[route.Router]{},
 		conns:   map[string]map[route.NodeRef]count{},
 		buckets: map[string]*bucket{},
+		upkeep:  newUpkeep(),
 	}
 }
 
@@ -67,17 +70,15 @@ func (s *Store) Bind(_ context.Context, key route.DeviceKey, loc route.Location,
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.expire(key.UserKey)
-	devices := s.users[key.UserKey]
-	if devices == nil {
-		devices = map[string]route.Record{}
-		s.users[key.UserKey] = devices
-	}
 	var prev *route.Record
 	epoch := uint64(1)
-	if r, ok := devices[key.Device]; ok {
+	if r, ok := s.users[key.UserKey][key.Device]; ok {
 		prev, epoch = &r, r.Epoch+1
 	}
-	devices[key.Device] = route.Record{Device: key.Device, State: route.Live, Node: loc.Node, Session: loc.Session, Epoch: epoch, Version: version}
+	s.put(key, route.Record{State: route.Live, Node: loc.Node, Session: loc.Session, Epoch: epoch, Version: version})
+	if _, buried := s.buried[loc.Node]; buried {
+		s.note(loc.Node)
+	}
 	return epoch, prev, nil
 }
 
@@ -92,24 +93,46 @@ func (s *Store) Change(_ context.Context, changes []route.Change) ([]bool, error
 	defer s.mu.Unlock()
 	applied := make([]bool, len(changes))
 	for i, c := range changes {
-		devices := s.users[c.Key.UserKey]
-		r, ok := devices[c.Key.Device]
+		r, ok := s.users[c.Key.UserKey][c.Key.Device]
 		if !ok || !c.Matches(r) {
 			continue
 		}
 		applied[i] = true
-		if c.To == route.Ghost && c.GhostTTL <= 0 {
-			delete(devices, c.Key.Device)
+		if c.To == route.Ghost {
+			s.ghost(c.Key, r, c.GhostTTL)
 		} else {
 			r.State = c.To
-			if c.To == route.Ghost {
-				r.Until = after(c.GhostTTL)
-			}
-			devices[c.Key.Device] = r
+			s.put(c.Key, r)
 		}
-		s.expire(c.Key.UserKey)
 	}
 	return applied, nil
+}
+
+// put sets a device's record. s.mu is held.
+func (s *Store) put(key route.DeviceKey, r route.Record) {
+	r.Device = key.Device
+	devices := s.users[key.UserKey]
+	if devices == nil {
+		devices = map[string]route.Record{}
+		s.users[key.UserKey] = devices
+	}
+	if old, ok := devices[key.Device]; ok {
+		s.leave(old.Node, key)
+	}
+	devices[key.Device] = r
+	if r.State != route.Ghost {
+		s.enter(r.Node, key)
+	}
+}
+
+// ghost makes the device, of record r, absent. s.mu is held.
+func (s *Store) ghost(key route.DeviceKey, r route.Record, ttl time.Duration) {
+	r.State, r.Until = route.Ghost, time.Now()
+	if ttl > 0 {
+		r.Until = after(ttl)
+	}
+	s.put(key, r)
+	s.expire(key.UserKey)
 }
 
 // expire forgets a user's ghosts whose time is over, and a user without
@@ -148,11 +171,13 @@ func (s *Store) LookupFresh(_ context.Context, key route.UserKey) ([]route.Recor
 	return out, nil
 }
 
-func renew[T any](leases map[string]lease[T], what T, ref route.NodeRef, d time.Duration) error {
+// renew calls forgotten for every lease that is not remembered any longer.
+func renew[T any](leases map[string]lease[T], what T, ref route.NodeRef, d time.Duration, forgotten func(route.NodeRef)) error {
 	now := time.Now()
 	for id, l := range leases {
 		if now.Sub(l.until) >= route.LeaseMemory {
 			delete(leases, id)
+			forgotten(l.ref)
 		}
 	}
 	if old, ok := leases[ref.ID]; ok && old.ref.Incarnation > ref.Incarnation {
@@ -162,12 +187,16 @@ func renew[T any](leases map[string]lease[T], what T, ref route.NodeRef, d time.
 	return nil
 }
 
-func remove[T any](leases map[string]lease[T], ref route.NodeRef) {
-	// The incarnation stays known for a while, so that an older one is refused.
-	if l, ok := leases[ref.ID]; ok && l.ref == ref && time.Now().Before(l.until) {
-		l.until = time.Now()
-		leases[ref.ID] = l
+// remove tells whether ref held a lease.
+func remove[T any](leases map[string]lease[T], ref route.NodeRef) bool {
+	l, ok := leases[ref.ID]
+	if !ok || l.ref != ref || !time.Now().Before(l.until) {
+		return false
 	}
+	// The incarnation stays known for a while, so that an older one is refused.
+	l.until = time.Now()
+	leases[ref.ID] = l
+	return true
 }
 
 func living[T any](leases map[string]lease[T], id func(T) string) []T {
@@ -186,14 +215,27 @@ func living[T any](leases map[string]lease[T], id func(T) string) []T {
 func (s *Store) RenewNode(_ context.Context, n route.Node, d time.Duration) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return renew(s.nodes, n, n.NodeRef, d)
+	if _, buried := s.buried[n.NodeRef]; buried {
+		return route.ErrSuperseded
+	}
+	old, known := s.nodes[n.ID]
+	if err := renew(s.nodes, n, n.NodeRef, d, s.lapse); err != nil {
+		return err
+	}
+	delete(s.dead, n.NodeRef)
+	if known && old.ref != n.NodeRef {
+		s.supersede(old.ref)
+	}
+	return nil
 }
 
 // RemoveNode implements route.Store.
 func (s *Store) RemoveNode(_ context.Context, n route.NodeRef) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	remove(s.nodes, n)
+	if remove(s.nodes, n) {
+		s.dead[n] = route.Stopped
+	}
 	return nil
 }
 
@@ -208,7 +250,7 @@ func (s *Store) Nodes(context.Context) ([]route.Node, error) {
 func (s *Store) RenewRouter(_ context.Context, r route.Router, d time.Duration) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return renew(s.routers, r, r.NodeRef, d)
+	return renew(s.routers, r, r.NodeRef, d, func(route.NodeRef) {})
 }
 
 // RemoveRouter implements route.Store.

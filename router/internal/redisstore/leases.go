@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/mics-im/mics/router/internal/route"
@@ -31,16 +30,24 @@ type description struct {
 // incarnation is as wide as the widest number, so that text compares as numbers do.
 func incarnation(n uint64) string { return fmt.Sprintf("%020d", n) }
 
-func leaseMemory() string { return strconv.FormatInt(route.Millis(route.LeaseMemory), 10) }
+func leaseMemory() string { return millis(route.LeaseMemory) }
+
+// leaseRun is a run on a hash of leases; a script on gateways' notes the dead.
+func leaseRun(key string, args ...string) run {
+	if key == nodesKey {
+		return run{key, args, []string{deadKey, buriedKey}}
+	}
+	return run{key: key, args: args}
+}
 
 func (s *Store) renewLease(ctx context.Context, key string, d description, lease time.Duration) error {
 	text, err := json.Marshal(d)
 	if err != nil {
 		return fmt.Errorf("describe %s: %w", d.ID, err)
 	}
-	n, err := s.renew.exec(ctx, s, run{key, []string{
-		d.ID, incarnation(d.Incarnation), strconv.FormatInt(route.Millis(lease), 10), string(text), leaseMemory(),
-	}}).AsInt64()
+	n, err := s.renew.exec(ctx, s, leaseRun(key,
+		d.ID, incarnation(d.Incarnation), millis(lease), string(text), leaseMemory(),
+	)).AsInt64()
 	if err != nil {
 		return unavailable("renew lease", err)
 	}
@@ -51,11 +58,11 @@ func (s *Store) renewLease(ctx context.Context, key string, d description, lease
 }
 
 func (s *Store) removeLease(ctx context.Context, key string, ref route.NodeRef) error {
-	return unavailable("remove lease", s.remove.exec(ctx, s, run{key, []string{ref.ID, incarnation(ref.Incarnation)}}).Error())
+	return unavailable("remove lease", s.remove.exec(ctx, s, leaseRun(key, ref.ID, incarnation(ref.Incarnation))).Error())
 }
 
 func (s *Store) leases(ctx context.Context, key string) ([]description, error) {
-	texts, err := s.living.exec(ctx, s, run{key, []string{leaseMemory()}}).AsStrSlice()
+	texts, err := s.living.exec(ctx, s, leaseRun(key, leaseMemory())).AsStrSlice()
 	if err != nil {
 		return nil, unavailable("read leases", err)
 	}

@@ -24,7 +24,7 @@ func (s *Store) AcquireConn(ctx context.Context, tenant string, node route.NodeR
 	for _, n := range live {
 		args = append(args, countField(n))
 	}
-	res, err := s.acquire.exec(ctx, s, run{tenantKey(tenant, "conns"), args}).AsIntSlice()
+	res, err := s.acquire.exec(ctx, s, run{key: tenantKey(tenant, "conns"), args: args}).AsIntSlice()
 	if err == nil && len(res) != 2 {
 		err = fmt.Errorf("%d values instead of 2", len(res))
 	}
@@ -40,7 +40,13 @@ func (s *Store) ReleaseConns(ctx context.Context, tenant string, node route.Node
 		return nil
 	}
 	args := []string{countField(node), strconv.Itoa(n)}
-	return unavailable("give connections back", s.release.exec(ctx, s, run{tenantKey(tenant, "conns"), args}).Error())
+	return unavailable("give connections back", s.release.exec(ctx, s, run{key: tenantKey(tenant, "conns"), args: args}).Error())
+}
+
+// SetConns implements route.Store.
+func (s *Store) SetConns(ctx context.Context, tenant string, node route.NodeRef, n int) error {
+	args := []string{countField(node), strconv.Itoa(n)}
+	return unavailable("set connections", s.setConns.exec(ctx, s, run{key: tenantKey(tenant, "conns"), args: args}).Error())
 }
 
 // LeaseTokens implements route.Store.
@@ -48,6 +54,6 @@ func (s *Store) LeaseTokens(ctx context.Context, tenant string, rate, want int) 
 	if rate <= 0 || want <= 0 {
 		return 0, nil
 	}
-	n, err := s.tokens.exec(ctx, s, run{tenantKey(tenant, "rate"), []string{strconv.Itoa(rate), strconv.Itoa(want)}}).AsInt64()
+	n, err := s.tokens.exec(ctx, s, run{key: tenantKey(tenant, "rate"), args: []string{strconv.Itoa(rate), strconv.Itoa(want)}}).AsInt64()
 	return int(n), unavailable("lease tokens", err)
 }

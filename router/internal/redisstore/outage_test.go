@@ -41,6 +41,21 @@ func every(ctx context.Context, s *Store) map[string]error {
 		"Release": func() error { return s.ReleaseConns(ctx, "t", node, 1) },
 		"Lease":   func() error { _, err := s.LeaseTokens(ctx, "t", 1, 1); return err },
 		"Ping":    func() error { return s.Ping(ctx) },
+		"Dead":    func() error { _, err := s.DeadNodes(ctx); return err },
+		"Bury":    func() error { _, err := s.Bury(ctx, node); return err },
+		"Reap": func() error {
+			_, _, err := s.Reap(ctx, node, 1, func(string) time.Duration { return 0 })
+			return err
+		},
+		"Forget": func() error { return s.ForgetNode(ctx, node) },
+		"Restore": func() error {
+			_, err := s.Restore(ctx, []route.Restored{{Key: phone, Record: route.Record{State: route.Live, Node: node}}})
+			return err
+		},
+		"Conns":  func() error { return s.SetConns(ctx, "t", node, 1) },
+		"Marker": func() error { _, _, err := s.Marker(ctx); return err },
+		"Lock":   func() error { _, err := s.Lock(ctx, "l", "me", time.Second); return err },
+		"Unlock": func() error { return s.Unlock(ctx, "l", "me") },
 	} {
 		wg.Go(func() {
 			if err := call(); !errors.Is(err, route.ErrUnavailable) {
@@ -184,7 +199,9 @@ func TestAFailoverBySentinelIsFollowed(t *testing.T) {
 	for _, s := range g.Sentinels {
 		hosts = append(hosts, s.Addr)
 	}
-	s := openWithin(t, strings.Join(hosts, ",")+",serviceName="+g.Set, 0)
+	connection := strings.Join(hosts, ",") + ",serviceName=" + g.Set
+	t.Run("Contract", func(t *testing.T) { contract(t, connection) })
+	s := openWithin(t, connection, 0)
 	epoch := available(t, s)
 	role := func(r *testkit.RedisServer) string {
 		out, err := r.Do("ROLE")

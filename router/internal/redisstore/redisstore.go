@@ -8,6 +8,16 @@
 //	mics:{tenant}:rate     hash  tokens, at
 //	mics:nodes             hash  node → incarnation:until:description
 //	mics:routers           hash  the same
+//	{mics:nodes}:dead      hash  node/incarnation → route.Death, to be cleaned
+//	{mics:nodes}:buried    zset  node/incarnation by when it was buried
+//	mics:{n:node/incarnation/shard}:u  set  tenant/user/device/session[/late]
+//	mics:{n:node/incarnation/shard}:x  there while the incarnation is buried
+//	mics:marker            what is in Redis has this name
+//	mics:lock:name         its owner
+//
+// The sets tell which routes name an incarnation, and are never fewer: a bind
+// adds to the set before it sets the record, and fails if it could not. They are
+// spread over 16 keys, so that no command on them is long.
 //
 // Where time decides what is kept it is Redis' time. A look-up leaves expired
 // ghosts out by this machine's clock: one that is off forgets a device a little
@@ -78,7 +88,8 @@ type Store struct {
 	malformed   atomic.Uint64
 	malformedAt atomic.Int64 // Unix nanoseconds of the last log line
 
-	bind, change, renew, remove, living, acquire, release, tokens script
+	bind, change, renew, remove, living, acquire, release, tokens   script
+	dead, bury, note, reap, restore, marker, setConns, lock, unlock script
 }
 
 var _ route.Store = (*Store)(nil)
@@ -103,6 +114,8 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	for name, to := range map[string]*script{
 		"bind": &s.bind, "change": &s.change, "renew": &s.renew, "remove": &s.remove,
 		"living": &s.living, "acquire": &s.acquire, "release": &s.release, "tokens": &s.tokens,
+		"dead": &s.dead, "bury": &s.bury, "note": &s.note, "reap": &s.reap, "restore": &s.restore,
+		"marker": &s.marker, "setconns": &s.setConns, "lock": &s.lock, "unlock": &s.unlock,
 	} {
 		if *to, err = load(name); err != nil {
 			return nil, err

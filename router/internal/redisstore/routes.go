@@ -23,6 +23,9 @@ func userKey(k route.UserKey) string {
 	return "mics:{" + url.QueryEscape(k.Tenant) + "/" + url.QueryEscape(k.User) + "}:r"
 }
 
+// escapedNode is the node's ID as a record has it.
+func escapedNode(n route.NodeRef) string { return url.QueryEscape(n.ID) }
+
 // Bind implements route.Store.
 func (s *Store) Bind(ctx context.Context, key route.DeviceKey, loc route.Location, version uint8) (uint64, *route.Record, error) {
 	if err := key.Check(); err != nil {
@@ -30,7 +33,7 @@ func (s *Store) Bind(ctx context.Context, key route.DeviceKey, loc route.Locatio
 	}
 	// The script puts the epoch in the place of this one, a single zero.
 	r := route.Record{State: route.Live, Node: loc.Node, Session: loc.Session, Version: version}
-	res, err := s.bind.exec(ctx, s, run{userKey(key.UserKey), []string{key.Device, r.Text()}}).ToArray()
+	res, err := s.bindNoted(ctx, key, loc, run{key: userKey(key.UserKey), args: []string{key.Device, r.Text()}})
 	if err == nil && len(res) != 2 {
 		err = fmt.Errorf("%d values instead of 2", len(res))
 	}
@@ -53,31 +56,40 @@ func (s *Store) Bind(ctx context.Context, key route.DeviceKey, loc route.Locatio
 		s.skip(userKey(key.UserKey), err)
 		return epoch, nil, nil
 	}
+	if prev.State != route.Ghost && prev.Location() != loc {
+		s.strike(ctx, []noted{{key, prev.Location()}})
+	}
 	return epoch, &prev, nil
 }
 
 // Change implements route.Store. It takes one round trip for every maxBatch
-// changes, each with a second of its own.
+// changes, two if there are ghosts among them, each with a second of its own.
 func (s *Store) Change(ctx context.Context, changes []route.Change) ([]bool, error) {
 	runs := make([]run, len(changes))
 	for i, c := range changes {
 		if err := c.Check(); err != nil {
 			return nil, err
 		}
-		runs[i] = run{userKey(c.Key.UserKey), []string{
-			c.Key.Device, strconv.FormatUint(c.Epoch, 10), strconv.FormatUint(c.Node.Incarnation, 10), url.QueryEscape(c.Node.ID),
-			strconv.FormatUint(c.Session, 10), strconv.Itoa(int(c.To)), strconv.FormatInt(route.Millis(c.GhostTTL), 10),
+		runs[i] = run{key: userKey(c.Key.UserKey), args: []string{
+			c.Key.Device, strconv.FormatUint(c.Epoch, 10), strconv.FormatUint(c.Node.Incarnation, 10), escapedNode(c.Node),
+			strconv.FormatUint(c.Session, 10), strconv.Itoa(int(c.To)), millis(c.GhostTTL),
 		}}
 	}
 	applied := make([]bool, 0, len(changes))
 	for batch := range slices.Chunk(runs, maxBatch) {
+		var gone []noted
 		for _, res := range s.change.execAll(ctx, s, batch) {
 			n, err := res.AsInt64()
 			if err != nil {
 				return nil, unavailable("change", err)
 			}
+			// A change that does not tell its session leaves its note behind.
+			if c := changes[len(applied)]; n == 1 && c.To == route.Ghost && c.Session != 0 {
+				gone = append(gone, noted{c.Key, route.Location{Node: c.Node, Session: c.Session}})
+			}
 			applied = append(applied, n == 1)
 		}
+		s.strike(ctx, gone)
 	}
 	return applied, nil
 }

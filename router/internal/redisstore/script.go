@@ -12,7 +12,7 @@ import (
 // maxBatch bounds the commands that share one command timeout.
 const maxBatch = 1024
 
-// script is one of lua/*.lua, on a single key. Redis is sent its hash, and its
+// script is one of lua/*.lua, on keys of one slot. Redis is sent its hash, and its
 // text when Redis does not know it (any more).
 type script struct {
 	text, sha string
@@ -22,6 +22,7 @@ type script struct {
 type run struct {
 	key  string
 	args []string
+	more []string // keys beside key, in its slot
 }
 
 func load(name string) (script, error) {
@@ -83,11 +84,11 @@ func (p script) execAll(ctx context.Context, s *Store, runs []run) []rueidis.Red
 }
 
 func (p script) byHash(c rueidis.Client, r run) rueidis.Completed {
-	return c.B().Evalsha().Sha1(p.sha).Numkeys(1).Key(r.key).Arg(r.args...).Build()
+	return c.B().Evalsha().Sha1(p.sha).Numkeys(int64(1 + len(r.more))).Key(r.key).Key(r.more...).Arg(r.args...).Build()
 }
 
 func (p script) byText(c rueidis.Client, r run) rueidis.Completed {
-	return c.B().Eval().Script(p.text).Numkeys(1).Key(r.key).Arg(r.args...).Build()
+	return c.B().Eval().Script(p.text).Numkeys(int64(1 + len(r.more))).Key(r.key).Key(r.more...).Arg(r.args...).Build()
 }
 
 func noScript(res rueidis.RedisResult) bool {

@@ -29,10 +29,12 @@ func (k DeviceKey) Check() error {
 // Check refuses a change that no record could ever take.
 func (c Change) Check() error {
 	if c.To != Closing && c.To != Ghost {
-		return fmt.Errorf("%w: change to state %d", ErrInvalid, c.To)
+		return invalidState(c.To)
 	}
 	return c.Key.Check()
 }
+
+func invalidState(s State) error { return fmt.Errorf("%w: state %d", ErrInvalid, s) }
 
 // Matches tells whether c applies to r, a remembered record of its device.
 func (c Change) Matches(r Record) bool {

@@ -103,6 +103,47 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+func TestRestoredCheck(t *testing.T) {
+	full := DeviceKey{UserKey{"t", "u"}, "d"}
+	for name, r := range map[string]Restored{
+		"no user":  {Key: DeviceKey{UserKey{"t", ""}, "d"}, Record: Record{State: Live}},
+		"no state": {Key: full},
+		"state 4":  {Key: full, Record: Record{State: Ghost + 1}},
+	} {
+		if err := r.Check(); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, state := range []State{Live, Closing, Ghost} {
+		if err := (Restored{full, Record{State: state}}).Check(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestYieldsTo(t *testing.T) {
+	old := Record{State: Live, Epoch: 3, Session: 5, Node: NodeRef{"g", 7}}
+	for name, tc := range map[string]struct {
+		edit func(old, new *Record)
+		want bool
+	}{
+		"a higher epoch":             {func(_, new *Record) { new.Epoch, new.Session = 4, 6 }, true},
+		"a lower epoch":              {func(_, new *Record) { new.Epoch = 2 }, false},
+		"itself":                     {func(_, _ *Record) {}, true},
+		"itself, ended":              {func(_, new *Record) { new.State = Ghost }, true},
+		"live elsewhere":             {func(_, new *Record) { new.Session = 6 }, false},
+		"live in another start":      {func(_, new *Record) { new.Node.Incarnation = 8 }, false},
+		"ended, and live elsewhere":  {func(old, new *Record) { old.State, new.Session = Ghost, 6 }, true},
+		"ended, but of higher epoch": {func(old, _ *Record) { old.State, old.Epoch = Ghost, 4 }, false},
+	} {
+		old, new := old, old
+		tc.edit(&old, &new)
+		if got := old.YieldsTo(new); got != tc.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestForgotten(t *testing.T) {
 	now := time.Unix(1000, 0)
 	for _, tc := range []struct {

@@ -113,8 +113,9 @@ type Router struct {
 	Endpoint, Version string
 }
 
-// ErrSuperseded is what a node is told whose lease a newer incarnation holds.
-var ErrSuperseded = errors.New("superseded by a newer incarnation")
+// ErrSuperseded is what a node is told that a newer incarnation has replaced, or
+// that was declared dead.
+var ErrSuperseded = errors.New("superseded by a newer incarnation, or declared dead")
 
 // Store keeps routes, leases, and the counters behind limits. It is safe for
 // concurrent use. Every method may fail with ErrUnavailable, and does so within
@@ -139,7 +140,7 @@ type Store interface {
 	LookupFresh(ctx context.Context, key UserKey) ([]Record, error)
 
 	// RenewNode takes or renews a gateway's lease. A lower incarnation than the
-	// one known fails with ErrSuperseded.
+	// one known, and a buried one, fails with ErrSuperseded.
 	RenewNode(ctx context.Context, n Node, lease time.Duration) error
 	// RemoveNode ends a lease at once (orderly stop); no error if it is gone or
 	// a newer incarnation's. The incarnation stays known, as it does when a
@@ -166,6 +167,8 @@ type Store interface {
 	// at most one second's worth and refills at rate tokens per second. There
 	// are none to take at a rate, or for a want, of zero or less.
 	LeaseTokens(ctx context.Context, tenant string, rate, want int) (granted int, err error)
+
+	Upkeep
 
 	// Ping tells whether the backend answers.
 	Ping(ctx context.Context) error
