@@ -19,7 +19,7 @@ import (
 )
 
 // Config is a gateway's configuration. LoadConfig fills in the defaults; New
-// takes zero values for them too, except that a zero rate or limit means none.
+// takes zero values for them too, except that a zero rate, limit or window means none.
 type Config struct {
 	// NodeID names this gateway, in routes too: no two may have the same.
 	NodeID string
@@ -39,6 +39,9 @@ type Config struct {
 	DrainTimeout time.Duration
 	// Keepalive is how often a WebSocket ping goes out; 0: never.
 	Keepalive time.Duration
+	// ResumeWindow is how long a V2 session waits for its client after its socket
+	// was lost; 0: not at all.
+	ResumeWindow time.Duration
 	// MaxMessageBytes bounds a message's body.
 	MaxMessageBytes int
 	// TLSCert and TLSKey are PEM files; empty: no TLS.
@@ -63,6 +66,7 @@ const (
 	defaultTrack          = "stable"
 	defaultDrainTimeout   = 10 * time.Second
 	defaultKeepalive      = 30 * time.Second
+	defaultResumeWindow   = 60 * time.Second
 	defaultMessageBytes   = 1 << 20
 	defaultQueueFrames    = 1024
 	defaultQueueBytes     = 4 << 20
@@ -76,7 +80,7 @@ const (
 
 func defaultConfig() Config {
 	return Config{
-		DrainTimeout: defaultDrainTimeout, Keepalive: defaultKeepalive, MaxMessageBytes: defaultMessageBytes,
+		DrainTimeout: defaultDrainTimeout, Keepalive: defaultKeepalive, ResumeWindow: defaultResumeWindow, MaxMessageBytes: defaultMessageBytes,
 		AcceptRatePerAddress: defaultPerAddress, FloodPerSecond: defaultFlood,
 		QueueFrames: defaultQueueFrames, QueueBytes: defaultQueueBytes,
 	}
@@ -98,6 +102,7 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.String(&c.Version, "VERSION", buildinfo.Version(), "version that operators see")
 	s.Duration(&c.DrainTimeout, "DRAIN_TIMEOUT_SECONDS", time.Second, config.Bound{Min: 1, Max: 3600}, "seconds for ending the sessions at a stop")
 	s.Duration(&c.Keepalive, "WS_KEEPALIVE_INTERVAL_SECONDS", time.Second, config.Bound{Max: 3600}, "seconds between WebSocket pings; 0: none")
+	s.Duration(&c.ResumeWindow, "RESUME_WINDOW_SECONDS", time.Second, config.Bound{Max: 3600}, "seconds in which a V2 client that has lost its connection can go on with its session; 0: none")
 	s.Int(&c.MaxMessageBytes, "MAX_MESSAGE_BYTES", config.Bound{Min: 1, Max: maxMessageBytes}, "largest body of a message")
 	s.String(&c.TLSCert, "TLS_CERT_FILE", "", "PEM file with the certificate for clients; read again when it changes")
 	s.String(&c.TLSKey, "TLS_KEY_FILE", "", "PEM file with its key")

@@ -18,12 +18,12 @@ func TestLoadConfig(t *testing.T) {
 	c, err := LoadConfig([]string{"--track=canary"}, lookup(map[string]string{
 		"ROUTER_ENDPOINTS": "http://a:9080, dns://routers:9080", "NODE_ID": "g-0", "TRACK": "stable", "DRAIN_TIMEOUT_SECONDS": "25",
 		"WS_KEEPALIVE_INTERVAL_SECONDS": "0", "ALLOWED_ORIGINS": "https://a.example, http://localhost:3000",
-		"TRUSTED_PROXIES": "10.0.0.0/8,::1", "ACCEPT_RATE_PER_ADDRESS": "0", "PUBLIC_ENDPOINT": "http://g-0.gateways:9080",
+		"TRUSTED_PROXIES": "10.0.0.0/8,::1", "RESUME_WINDOW_SECONDS": "5", "ACCEPT_RATE_PER_ADDRESS": "0", "PUBLIC_ENDPOINT": "http://g-0.gateways:9080",
 	}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.NodeID != "g-0" || c.Track != "canary" || c.DrainTimeout != 25*time.Second || c.Keepalive != 0 || c.AcceptRatePerAddress != 0 ||
+	if c.NodeID != "g-0" || c.Track != "canary" || c.DrainTimeout != 25*time.Second || c.Keepalive != 0 || c.ResumeWindow != 5*time.Second || c.AcceptRatePerAddress != 0 ||
 		len(c.RouterEndpoints) != 2 || c.MaxMessageBytes != 1<<20 || c.FloodPerSecond != 200 || c.Listen != ":8080" || c.InternalListen != ":9080" {
 		t.Errorf("got %+v", c)
 	}
@@ -35,7 +35,7 @@ func TestLoadConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	zero := Config{RouterEndpoints: c.RouterEndpoints, Keepalive: c.Keepalive, AcceptRatePerAddress: c.AcceptRatePerAddress,
+	zero := Config{RouterEndpoints: c.RouterEndpoints, Keepalive: c.Keepalive, ResumeWindow: c.ResumeWindow, AcceptRatePerAddress: c.AcceptRatePerAddress,
 		FloodPerSecond: c.FloodPerSecond, Telemetry: c.Telemetry}.withDefaults()
 	if c = c.withDefaults(); !reflect.DeepEqual(c, zero) {
 		t.Errorf("LoadConfig %+v\nNew        %+v", c, zero)
@@ -49,6 +49,7 @@ func TestLoadConfigErrors(t *testing.T) {
 		"track":      {"TRACK", "beta", "TRACK"},
 		"number":     {"DRAIN_TIMEOUT_SECONDS", "10s", "DRAIN_TIMEOUT_SECONDS"},
 		"zero drain": {"DRAIN_TIMEOUT_SECONDS", "0", "DRAIN_TIMEOUT_SECONDS"},
+		"window":     {"RESUME_WINDOW_SECONDS", "1h", "RESUME_WINDOW_SECONDS"},
 		"negative":   {"MAX_CONNECTIONS", "-1", "MAX_CONNECTIONS"},
 		"endpoint":   {"PUBLIC_ENDPOINT", "dns://a:1", "PUBLIC_ENDPOINT"},
 		"origin":     {"ALLOWED_ORIGINS", "example.com", "ALLOWED_ORIGINS"},

@@ -102,7 +102,7 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 	}
 	g.sessions = registry.New(registry.Options{Session: session.Config{
 		NodeID: cfg.NodeID, MaxMessageBytes: cfg.MaxMessageBytes, QueueFrames: cfg.QueueFrames, QueueBytes: cfg.QueueBytes,
-		Keepalive: cfg.Keepalive, FloodPerSecond: cfg.FloodPerSecond, Uplink: g.uplink, Telemetry: g.tel,
+		Keepalive: cfg.Keepalive, FloodPerSecond: cfg.FloodPerSecond, ResumeWindow: cfg.ResumeWindow, Uplink: g.uplink, Telemetry: g.tel,
 		Trace: messageTrace(cfg.Telemetry, g.tel.Tracer),
 	}})
 	g.orphans = orphans.New(g.sessions, g.tel)

@@ -81,7 +81,7 @@ func (g *Gateway) drain(ctx context.Context) {
 
 func summary(s drainer.Summary, took time.Duration) []any {
 	return []any{
-		"sessions", s.Sessions, "told", s.Told, "echoed", s.Echoed, "forced", s.Forced,
+		"sessions", s.Sessions, "moved", s.Moved, "told", s.Told, "echoed", s.Echoed, "forced", s.Forced,
 		"handed_back", s.HandedBack, "left", s.Left, "took", took.Round(time.Millisecond).String(),
 	}
 }

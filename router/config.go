@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/mics-im/mics/router/internal/offline"
 	"github.com/mics-im/mics/router/internal/pipeline"
 	"github.com/mics-im/mics/router/internal/tenant"
+	"github.com/mics-im/mics/router/internal/token"
 )
 
 // Memory is the value of REDIS__CONNECTION that keeps routes in this process:
@@ -35,10 +37,17 @@ type Config struct {
 	// Version labels this router in the directory; empty: that of the build.
 	Version string
 
-	tenants   tenant.Source
-	offline   offline.Limits
-	messages  pipeline.Limits
-	Telemetry telemetry.Config
+	// TokenKeys seal resume tokens, `id:base64,…` (32 bytes each): the first
+	// seals, all open. Empty: a random key, so that tokens are of use at the
+	// routers that made them only.
+	TokenKeys string
+
+	tenants  tenant.Source
+	offline  offline.Limits
+	messages pipeline.Limits
+	// dedupEntries bounds the remembered messages.
+	dedupEntries int
+	Telemetry    telemetry.Config
 }
 
 // Bounds of settings, against slips of the finger.
@@ -57,8 +66,9 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 		offline: offline.Limits{MaxMessagesPerUser: 128, MaxBytesPerUser: 1 << 20},
 		messages: pipeline.Limits{
 			MaxMessageBytes: 1 << 20, GroupChunk: 256, GroupMaxUsers: 200_000, GroupMaxBuffered: 1024,
-			TenantMaxInFlight: 10_000, DedupEntries: 2_000_000,
+			TenantMaxInFlight: 10_000,
 		},
+		dedupEntries: 2_000_000,
 	}
 	total := 256 << 20
 	s := config.New("mics-router")
@@ -67,13 +77,14 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.String(&c.PublicEndpoint, "PUBLIC_ENDPOINT", "", "base URL at which gateways and routers reach this very router (default: from where it listens)")
 	s.String(&c.Redis, "REDIS__CONNECTION", "", "Redis: redis:// URL, or host:port,password=…; or the word memory with a single router (required)")
 	s.String(&c.Version, "VERSION", "", "version in the directory (default: that of the build)")
+	s.String(&c.TokenKeys, "SESSION_TOKEN_KEYS", "", "keys of resume tokens, id:base64 of 32 bytes, comma-separated, the same for all routers: the first seals, all open (default: a random key of this process)")
 	c.tenants.Register(s)
 	s.Int(&c.messages.MaxMessageBytes, "MAX_MESSAGE_BYTES", config.Bound{Min: 1, Max: maxBody}, "largest body of a message")
 	s.Int(&c.messages.GroupChunk, "GROUP_ROUTE_CHUNK_SIZE", config.Bound{Min: 1, Max: 10_000}, "members of one route look-up")
 	s.Int(&c.messages.GroupMaxUsers, "GROUP_MEMBERS_MAX_USERS", config.Bound{Min: 1, Max: 10_000_000}, "largest group")
 	s.Int(&c.messages.GroupMaxBuffered, "GROUP_OFFLINE_BUFFER_MAX_USERS", config.Bound{Min: 1, Max: 10_000_000}, "absent members of a group message that get a buffer entry")
 	s.Int(&c.messages.TenantMaxInFlight, "TENANT_MAX_IN_FLIGHT", config.Bound{Min: 1, Max: 10_000_000}, "messages of one tenant under way at once")
-	s.Int(&c.messages.DedupEntries, "DEDUP_MAX_ENTRIES", config.Bound{Min: 1, Max: maxEntries}, "messages remembered for recognising repeats (about 40 bytes each)")
+	s.Int(&c.dedupEntries, "DEDUP_MAX_ENTRIES", config.Bound{Min: 1, Max: maxEntries}, "messages remembered for recognising repeats (about 55 bytes each)")
 	s.Int(&c.offline.MaxMessagesPerUser, "OFFLINE_BUFFER_MAX_MESSAGES_PER_USER", config.Bound{Min: 0, Max: 1_000_000}, "messages kept for one absent user")
 	s.Int(&c.offline.MaxBytesPerUser, "OFFLINE_BUFFER_MAX_BYTES_PER_USER", config.Bound{Min: 0, Max: maxBytes}, "bytes kept for one absent user")
 	s.Int(&total, "OFFLINE_BUFFER_MAX_BYTES", config.Bound{Min: 0, Max: maxBytes}, "bytes kept for all absent users")
@@ -109,7 +120,23 @@ func (c Config) check() error {
 			problems = append(problems, fmt.Errorf("PUBLIC_ENDPOINT: %q is no http:// or https:// base URL", c.PublicEndpoint))
 		}
 	}
+	if c.TokenKeys != "" {
+		if _, err := token.Parse(c.TokenKeys); err != nil {
+			problems = append(problems, fmt.Errorf("SESSION_TOKEN_KEYS: %w", err))
+		}
+	}
 	return errors.Join(problems...)
+}
+
+// tokenKeys are those of TokenKeys, which check has seen, or random ones.
+func (c Config) tokenKeys(log *slog.Logger) *token.Keys {
+	if k, err := token.Parse(c.TokenKeys); err == nil {
+		return k
+	}
+	if c.Redis != Memory {
+		log.Warn("session_token_keys_unset", "effect", "sessions are resumed by way of the router that admitted them only; elsewhere they begin anew")
+	}
+	return token.Random()
 }
 
 func (c Config) withDefaults() Config {

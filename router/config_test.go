@@ -34,6 +34,7 @@ func TestLoadConfig(t *testing.T) {
 		`HOOK_SIGN_REQUIRED="perhaps"`:     {"HOOK_SIGN_REQUIRED": "perhaps"},
 		"NODE_ID: must be 1 to 128 bytes":  {"NODE_ID": ""},
 		`TENANT_MAX_IN_FLIGHT="-1"`:        {"TENANT_MAX_IN_FLIGHT": "-1"},
+		"SESSION_TOKEN_KEYS: key":          {"SESSION_TOKEN_KEYS": "a:secret"},
 		`OFFLINE_BUFFER_MAX_BYTES="a lot"`: {"OFFLINE_BUFFER_MAX_BYTES": "a lot"},
 	} {
 		if want != "REDIS__CONNECTION: required" {

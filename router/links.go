@@ -12,6 +12,7 @@ import (
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/admit"
 	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/peer"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -60,12 +61,31 @@ func (r *Router) dispatchHooks() dispatch.Hooks {
 	}
 }
 
+// peerHooks count what the offline buffer does with other routers.
+func (r *Router) peerHooks() peer.Hooks {
+	return peer.Hooks{
+		SyncFailed:    r.stats.SyncFailed.Inc,
+		SingleCopy:    func(n int) { r.stats.SingleCopy.Add(int64(n)) },
+		Moved:         func(n int) { r.stats.Moved.Add(int64(n)) },
+		Overflowed:    func(n int) { r.stats.SyncOverflowed.Add(int64(n)) },
+		CopiesRefused: func(n int) { r.stats.CopiesRefused.Add(int64(n)) },
+	}
+}
+
+// deliver brings a message to a device that came back before what was kept for it
+// had reached its home.
+func (r *Router) deliver(key route.DeviceKey, m *dispatch.Message) {
+	r.dispatcher.SendTo(key, m, func(res dispatch.Result) { r.stats.Lost.Add(int64(res.Skipped)) })
+}
+
 func (r *Router) gauges() {
 	r.tel.Gauge("mics_redis_up", "Whether the route store answered last time.", r.store.upGauge)
 	r.tel.Gauge("mics_router_gateways", "Living gateways in this router's picture.", func() int64 { return int64(len(r.directory.Gateways())) })
 	r.tel.Gauge("mics_router_routers", "Living routers in this router's picture.", func() int64 { return int64(len(r.directory.Routers())) })
 	r.tel.Gauge("mics_router_tenants", "Configured tenants.", func() int64 { return int64(r.tenants.Len()) })
-	r.tel.Gauge("mics_offline_buffer_bytes", "Size of this router's part of the offline buffer.", r.kept.Bytes)
+	r.tel.Gauge("mics_offline_buffer_bytes", "Size of this router's part of the offline buffer, copies of others' parts included.", func() int64 { return r.kept.Bytes() + r.buffer.CopiesBytes() })
+	r.tel.Gauge("mics_peer_sync_queue", "What other routers have to be told about this one's buffer.", r.buffer.SyncQueue)
+	r.tel.Gauge("mics_dedup_entries", "Message ids remembered.", func() int64 { return int64(r.sents.Len()) })
 	r.tel.Gauge("mics_copies_held", "Copies that wait for a gateway's confirm.", r.dispatcher.HeldCopies)
 }
 

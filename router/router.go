@@ -17,6 +17,7 @@ import (
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/admit"
+	"github.com/mics-im/mics/router/internal/dedup"
 	"github.com/mics-im/mics/router/internal/directory"
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/hook"
@@ -37,7 +38,10 @@ const (
 	streamsBudget = 5 * time.Second
 	serverBudget  = 3 * time.Second
 	stepBudget    = 3 * time.Second
-	stopBudget    = 25 * time.Second
+	// handOnBudget is for buffers on their way to new homes; one that is lent to a
+	// device that connects just now is so for 4 s.
+	handOnBudget = 8 * time.Second
+	stopBudget   = 25 * time.Second
 )
 
 // sweepEvery is how often expired buffer entries of silent users are dropped.
@@ -55,6 +59,8 @@ type Router struct {
 	store      *watched
 	directory  *directory.Directory
 	kept       *offline.Buffer
+	buffer     *peer.Buffer
+	sents      *dedup.Table[[]byte] // what was answered SENT
 	dispatcher *dispatch.Dispatcher
 	internal   *rpc.Server
 
@@ -131,7 +137,10 @@ func (r *Router) wire(ln net.Listener) {
 	r.push("rpc client", r.client.CloseIdleConnections)
 	hooks := hook.New(r.tel)
 	r.push("hooks", hooks.Close)
-	r.directory = directory.New(r.store, r.self, log, func() { r.dispatcher.Prune() })
+	r.directory = directory.New(r.store, r.self, log, func() {
+		r.dispatcher.Prune()
+		r.buffer.Rebalance()
+	})
 	limiter := tenant.NewLimiter(tenant.LimiterOptions{
 		Leaser: r.store, Routers: func() int { return len(r.directory.Routers()) }, Log: log,
 	})
@@ -141,11 +150,14 @@ func (r *Router) wire(ln net.Listener) {
 		r.stats.BufferDropped.With(string(why))
 	}
 	r.kept = offline.New(cfg.offline, func(_ string, why offline.Drop, n int) { r.stats.BufferDropped.With(string(why)).Add(int64(n)) })
-	buffer := peer.NewBuffer(peer.Options{
-		Directory: r.directory, Local: r.kept, Lookup: r.store.LookupFresh, Client: r.peer, TTL: r.offlineTTL,
+	r.sents = dedup.NewTable[[]byte](cfg.dedupEntries, func(n int) { r.stats.DedupForgotten.Add(int64(n)) })
+	r.buffer = peer.NewBuffer(peer.Options{
+		Directory: r.directory, Members: r.directory, Local: r.kept, Lookup: r.store.LookupFresh, Client: r.peer, TTL: r.offlineTTL,
+		Sents: r.sents, Deliver: r.deliver, Hooks: r.peerHooks(),
 	})
-	r.push("offline buffer", buffer.Close)
-	absent := pipeline.NewAbsent(buffer)
+	r.sents.OnSent(r.buffer.Sent)
+	r.push("offline buffer", r.buffer.Close)
+	absent := pipeline.NewAbsent(r.buffer)
 	r.push("absent users", absent.Close)
 	r.dispatcher = dispatch.New(dispatch.Options{
 		Directory: r.directory, Routes: r.store, Buffer: absent, Dial: r.dial, Hooks: r.dispatchHooks(),
@@ -154,19 +166,19 @@ func (r *Router) wire(ln net.Listener) {
 	r.push("dispatcher", r.dispatcher.Close)
 	admitter := admit.New(admit.Options{
 		Self: r.self, Directory: r.directory, Routes: r.store, Tenant: r.tenants.Get, Hooks: hooks, Dispatcher: r.dispatcher,
-		Offline: r.kept, Buffer: buffer, Peer: r.peer, Gateway: r.gateway,
+		Kept: r.buffer, Buffer: r.buffer, Peer: r.peer, Gateway: r.gateway, Tokens: cfg.tokenKeys(log),
 		MaxMessageBytes: cfg.messages.MaxMessageBytes, Stats: r.stats, Log: log, Tracer: r.tel.Tracer,
 	})
 	r.push("admissions", admitter.Close)
 	messages := pipeline.New(pipeline.Options{
-		Tenant: r.tenants.Get, Hooks: hooks, Routes: r.store, Dispatcher: r.dispatcher, Absent: absent, Limiter: limiter,
+		Tenant: r.tenants.Get, Hooks: hooks, Routes: r.store, Dispatcher: r.dispatcher, Absent: absent, Dedup: r.sents, Limiter: limiter,
 		Limits: cfg.messages, Stats: r.stats, Tracer: r.tel.Tracer,
 	})
 	r.push("pipeline", messages.Close)
 	r.gauges()
 
 	svc := service.New(service.Options{
-		Directory: r.directory, Admitter: admitter, Buffer: buffer, Keeper: r.dispatcher, Self: r.self, Stats: r.stats, Log: log,
+		Directory: r.directory, Admitter: admitter, Buffer: r.buffer, Copies: r.buffer, Keeper: r.dispatcher, Self: r.self, Stats: r.stats, Log: log,
 		Intake: func(gateway route.NodeRef, answer func(uint64, []byte)) service.Intake {
 			return messages.Intake(gateway, answer)
 		},
@@ -198,6 +210,8 @@ func (r *Router) Start(ctx context.Context) error {
 		r.sweep(stop)
 	}()
 	r.push("sweeper", func() { close(stop); <-done })
+	// The server still answers meanwhile: who takes a buffer over asks back.
+	r.teardown.Push("hand buffers on", handOnBudget, r.buffer.HandOn)
 	// First of all: nobody comes to a router that is not in the directory.
 	r.teardown.Push("directory", stepBudget, r.leave)
 	r.internal.Start()

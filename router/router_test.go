@@ -20,7 +20,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+// rueidis ends its last goroutines within seconds after Close.
+func TestMain(m *testing.M) { testkit.MainWithin(m, 10*time.Second) }
 
 // get returns the status and body of a GET, 0 when there was no answer.
 func get(t *testing.T, r *Router, path string) (int, string) {

@@ -4,6 +4,7 @@ package downlink
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/mics-im/mics/gateway/internal/registry"
 	"github.com/mics-im/mics/gateway/internal/session"
 	"github.com/mics-im/mics/internal/fault"
+	"github.com/mics-im/mics/internal/ring"
 	"github.com/mics-im/mics/internal/telemetry"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	"github.com/mics-im/mics/proto/mics/gateway/v1/gatewayv1connect"
@@ -89,8 +91,15 @@ func (s *Service) Handover(ctx context.Context, req *connect.Request[gatewayv1.H
 	if code == 0 {
 		code, reason = session.CodeReplaced, "replaced"
 	}
-	if sess := s.o.Registry.Get(m.GetSessionId()); sess != nil {
-		res.Undelivered, res.RecentKeys, res.Found = sess.Freeze(ctx, code, reason)
+	sess := s.o.Registry.Get(m.GetSessionId())
+	switch {
+	case sess == nil:
+	case m.GetCheck():
+		res.Found, res.Ahead = sess.Resumable(m.GetLastSeq())
+	default:
+		var h session.Handed
+		h, res.Found = sess.Freeze(ctx, session.Takeover{Code: code, Reason: reason, Resume: m.GetResume(), LastSeq: m.GetLastSeq()})
+		res.Undelivered, res.RecentKeys, res.NextSeq = h.Undelivered, h.Keys, h.NextSeq
 	}
 	return connect.NewResponse(res), nil
 }
@@ -101,6 +110,11 @@ const listBatch = 512
 // Sessions implements GatewayService.
 func (s *Service) Sessions(ctx context.Context, req *connect.Request[gatewayv1.SessionsRequest], stream *connect.ServerStream[gatewayv1.SessionsResponse]) error {
 	m := req.Msg
+	if want := m.GetGatewayIncarnation(); want != 0 && want != s.o.Info().GetIncarnation() {
+		return fault.New(fault.FailedPrecondition, "this is another incarnation of the gateway")
+	}
+	homes := m.GetRouters()
+	home := slices.Index(homes, m.GetHomeRouter())
 	var batch []*gatewayv1.SessionInfo
 	var err error
 	n := uint32(0)
@@ -110,9 +124,15 @@ func (s *Service) Sessions(ctx context.Context, req *connect.Request[gatewayv1.S
 		}
 		batch = nil
 	}
+	more := func() bool {
+		return err == nil && ctx.Err() == nil && (m.GetLimit() == 0 || n < m.GetLimit())
+	}
 	visit := func(sess *session.Session) bool {
 		info, ok := sess.Info()
 		if !ok || m.GetTenantId() != "" && info.TenantId != m.GetTenantId() || m.GetUserId() != "" && info.UserId != m.GetUserId() {
+			return true
+		}
+		if len(homes) > 0 && ring.Pick(homes, info.TenantId, info.UserId) != home {
 			return true
 		}
 		batch = append(batch, info)
@@ -120,11 +140,22 @@ func (s *Service) Sessions(ctx context.Context, req *connect.Request[gatewayv1.S
 		if len(batch) == listBatch {
 			send()
 		}
-		return err == nil && ctx.Err() == nil && (m.GetLimit() == 0 || n < m.GetLimit())
+		return more()
 	}
-	if m.GetTenantId() != "" && m.GetUserId() != "" {
+	switch {
+	case len(m.GetUsers()) > 0:
+		seen := make(map[[2]string]bool, len(m.GetUsers()))
+		for _, u := range m.GetUsers() {
+			user := [2]string{u.GetTenantId(), u.GetUserId()}
+			if seen[user] || !more() {
+				continue
+			}
+			seen[user] = true
+			s.o.Registry.WalkUser(user[0], user[1], visit)
+		}
+	case m.GetTenantId() != "" && m.GetUserId() != "":
 		s.o.Registry.WalkUser(m.GetTenantId(), m.GetUserId(), visit)
-	} else {
+	default:
 		s.o.Registry.Walk(visit)
 	}
 	send()

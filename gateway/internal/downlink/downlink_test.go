@@ -17,6 +17,7 @@ import (
 	"github.com/mics-im/mics/gateway/internal/ws"
 	"github.com/mics-im/mics/gateway/internal/wstest"
 	"github.com/mics-im/mics/internal/fault"
+	"github.com/mics-im/mics/internal/ring"
 	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/internal/testkit"
@@ -371,5 +372,33 @@ func TestSessions(t *testing.T) {
 	if len(got) != 1 || got[0].SessionId != ann.ID() || got[0].DeviceId != "d" || got[0].Epoch != 5 || got[0].Version != 1 ||
 		got[0].RemoteAddr != "10.0.0.1" || got[0].ConnectedAtMs == 0 {
 		t.Errorf("ann: %v", got)
+	}
+	both := &gatewayv1.SessionsRequest{Users: []*gatewayv1.UserRef{
+		{TenantId: "t", UserId: "ann"}, {TenantId: "t", UserId: "user7"}, {TenantId: "t", UserId: "ann"}, {TenantId: "other", UserId: "user8"},
+	}, GatewayIncarnation: incarnation}
+	if got := list(both); len(got) != 2 || got[0].SessionId != ann.ID() || got[1].UserId != "user7" {
+		t.Errorf("several users: %v", got)
+	}
+	routers, users := []string{"r1", "r2", "r3"}, map[string]string{}
+	for _, r := range routers {
+		for _, i := range list(&gatewayv1.SessionsRequest{Routers: routers, HomeRouter: r}) {
+			users[i.UserId+"/"+i.DeviceId] = r
+			if routers[ring.Pick(routers, "t", i.UserId)] != r {
+				t.Errorf("%s is not the home of %s", r, i.UserId)
+			}
+		}
+	}
+	if len(users) != n+1 {
+		t.Errorf("the shares of all homes are %d sessions", len(users))
+	}
+	stream, err := g.client.Sessions(t.Context(), connect.NewRequest(&gatewayv1.SessionsRequest{GatewayIncarnation: incarnation + 1}))
+	if err == nil {
+		for stream.Receive() {
+			t.Errorf("another incarnation lists %v", stream.Msg())
+		}
+		err = stream.Err()
+	}
+	if fault.KindOf(err) != fault.FailedPrecondition {
+		t.Errorf("another incarnation: %v", err)
 	}
 }

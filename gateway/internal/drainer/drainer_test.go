@@ -33,6 +33,9 @@ type uplink struct {
 	slow     time.Duration
 	deaf     bool // Release never answers
 	answer   []func([]byte)
+	moves    bool // Migrate makes tokens
+	asked    []int
+	deadline time.Duration // of the last Migrate
 }
 
 func (u *uplink) Publish(_ *session.Session, _ []byte, _ string, done func([]byte)) {
@@ -57,6 +60,20 @@ func (u *uplink) Release(ctx context.Context, sessions []*session.Session) error
 		u.released[s.ID()] = time.Now()
 	}
 	return nil
+}
+
+func (u *uplink) Migrate(_ context.Context, sessions []*session.Session, deadline time.Duration) ([]string, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.asked = append(u.asked, len(sessions))
+	if u.deadline = deadline; !u.moves {
+		return nil, errors.New("nobody makes tokens")
+	}
+	tokens := make([]string, len(sessions))
+	for i, s := range sessions {
+		tokens[i] = fmt.Sprint("token", s.ID())
+	}
+	return tokens, nil
 }
 
 func (u *uplink) Final(c *routerv1.ClosedSession, done func()) {

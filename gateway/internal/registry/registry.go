@@ -130,6 +130,9 @@ func (r *Registry) Totals() session.Totals { return r.host.Totals() }
 // Len counts sessions, also those that are being opened or handed back.
 func (r *Registry) Len() int { return int(r.n.Load()) }
 
+// Connected counts sessions without those that have lost their sockets.
+func (r *Registry) Connected() int { return r.Len() - r.host.Suspended() }
+
 // LenV2 counts those of V2 clients.
 func (r *Registry) LenV2() int { return int(r.v2.Load()) }
 

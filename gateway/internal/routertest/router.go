@@ -59,6 +59,8 @@ type Router struct {
 	// Answer answers a message; nil result: it is held until Answer is told so.
 	// A nil function acks with SENT.
 	Answer func(*routerv1.Inbound) []byte
+	// Tokens makes the tokens of PrepareMigration; nil: nobody does.
+	Tokens func(*routerv1.MigratingSession) string
 	// CloseErr fails CloseSessions.
 	CloseErr error
 	// RegisterErr ends Register at the next request; Mute does not answer it.
@@ -77,6 +79,8 @@ type Router struct {
 	publishes map[*publish]bool
 	registers int
 	epoch     uint64
+
+	migrations []*routerv1.PrepareMigrationRequest
 }
 
 type held struct {
@@ -165,6 +169,21 @@ func (r *Router) OpenSession(_ context.Context, req *connect.Request[routerv1.Op
 	if err != nil {
 		return nil, err
 	}
+	return connect.NewResponse(res), nil
+}
+
+// PrepareMigration implements the service.
+func (r *Router) PrepareMigration(_ context.Context, req *connect.Request[routerv1.PrepareMigrationRequest]) (*connect.Response[routerv1.PrepareMigrationResponse], error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.Tokens == nil {
+		return nil, fault.New(fault.Unavailable, "no tokens")
+	}
+	res := &routerv1.PrepareMigrationResponse{}
+	for _, s := range req.Msg.GetSessions() {
+		res.Tokens = append(res.Tokens, r.Tokens(s))
+	}
+	r.migrations = append(r.migrations, req.Msg)
 	return connect.NewResponse(res), nil
 }
 
@@ -274,6 +293,9 @@ func (r *Router) Gateways() []*gatewayv1.GatewayInfo { return snapshot(r, &r.gat
 
 // Opened returns every OpenSession so far.
 func (r *Router) Opened() []*routerv1.OpenSessionRequest { return snapshot(r, &r.opened) }
+
+// Migrations returns every PrepareMigration so far.
+func (r *Router) Migrations() []*routerv1.PrepareMigrationRequest { return snapshot(r, &r.migrations) }
 
 // Streams returns how many Register and Publish streams there are.
 func (r *Router) Streams() (register, publish int) {

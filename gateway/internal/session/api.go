@@ -51,6 +51,12 @@ type Admission struct {
 	Home       RouterRef
 	RecentKeys []byte
 	TraceID    string
+	// ResumeToken names the session for its client (V2).
+	ResumeToken string
+	// Resumed: an earlier session goes on (V2). What is first in the backlog has
+	// seqs, up to NextSeq-1; what follows is numbered from NextSeq on.
+	Resumed bool
+	NextSeq uint64
 }
 
 // Config is what the sessions of one gateway share. Zero values mean the
@@ -66,8 +72,11 @@ type Config struct {
 	// FloodPerSecond is how many frames a client may send, in the long run, with
 	// a burst of twice as many; 0: any number.
 	FloodPerSecond int
-	Uplink         Uplink
-	Telemetry      *telemetry.Telemetry
+	// ResumeWindow is how long a V2 session waits for its client after its socket
+	// was lost; 0: not at all.
+	ResumeWindow time.Duration
+	Uplink       Uplink
+	Telemetry    *telemetry.Telemetry
 	// Trace is called for every client message, unless it is nil. It returns the
 	// traceparent for the routers, empty when the message is not sampled, and
 	// what ends the span when the message has been answered, nil when there is

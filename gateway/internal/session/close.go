@@ -5,7 +5,6 @@ import (
 
 	"github.com/mics-im/mics/gateway/internal/ws"
 	"github.com/mics-im/mics/internal/telemetry"
-	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 )
 
@@ -34,7 +33,7 @@ func (s *Session) Close(code int, reason string) {
 func (s *Session) Kick(reason string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.phase != live {
+	if s.phase != live && s.phase != suspended {
 		return false
 	}
 	s.pending = false
@@ -76,6 +75,8 @@ func (s *Session) close(code int, reason string, cut bool) {
 	case s.phase == opening:
 		// Open or Refuse does it.
 		s.pending, s.shut, s.code, s.reason = true, true, code, reason
+	case s.phase == suspended:
+		s.finish(reason)
 	case s.phase == live:
 		if s.pending {
 			code, reason, s.pending = s.code, s.reason, false
@@ -128,6 +129,11 @@ func (s *Session) peerClose(code int, reason string) {
 	s.mu.Lock()
 	s.peerClosed = true
 	switch {
+	case s.phase == suspended:
+		if code != s.code {
+			s.finish("closed by the client") // no answer to ours
+		}
+		s.sever()
 	case s.phase == live:
 		s.pending = false
 		// What is queued would not be looked at any more.
@@ -171,25 +177,26 @@ func (s *Session) end() {
 	s.check() // the last moment that the kernel can tell
 	s.phase, s.shut = ended, true
 	s.queue, s.queuedBytes, s.marks = nil, 0, nil
+	s.until.Store(0)
 	if s.code == 0 {
 		s.code = ws.CodeAbnormal
 	}
 	s.notify()
+	if !s.refused && !s.idled {
+		s.disconnected()
+	}
 	s.mu.Unlock()
 	_ = s.conn.Close() // what reads or writes fails now
-	if !s.refused {
-		s.host.disconnected(s)
-	}
 	s.handBack()
 }
 
-// disconnected logs and counts; the session has ended.
-func (h *Host) disconnected(s *Session) {
+// disconnected logs and counts the end of the socket. The session is locked.
+func (s *Session) disconnected() {
+	h, id := s.host, s.identity()
 	h.metrics.open.Add(-1)
 	h.metrics.disconnected.Inc()
-	id := s.Identity()
 	h.log.Info("ws_disconnected", telemetry.TenantID, id.Tenant, "UserId", id.User, "DeviceId", id.Device,
-		"SessionId", s.id, "code", s.code, "reason", s.reason,
+		"SessionId", s.id, "code", s.code, "reason", s.reason, "suspended", s.phase == suspended,
 		"duration_ms", time.Duration(h.now()-s.since).Milliseconds())
 }
 
@@ -236,14 +243,4 @@ func (s *Session) settle() {
 	s.win.take()
 	s.win.changeAll()
 	s.win.tell(s.id)
-}
-
-// undelivered are the messages of a window, and the set of their keys.
-func undelivered(entries []entry) (out []*gatewayv1.Undelivered, keys map[key]bool) {
-	keys = make(map[key]bool, len(entries))
-	for i := range entries {
-		out = append(out, entries[i].d.undelivered())
-		keys[entries[i].d.key] = true
-	}
-	return out, keys
 }

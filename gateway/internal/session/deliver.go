@@ -58,7 +58,8 @@ func (s *Session) repeat(d *Delivery) {
 	}
 }
 
-// deliver queues a new delivery for writing.
+// deliver queues a new delivery for writing, or keeps it for the client to come
+// back for.
 func (s *Session) deliver(d *Delivery, now int64) {
 	s.win.took(d.router, d.id)
 	if d.key != (key{}) {
@@ -67,10 +68,13 @@ func (s *Session) deliver(d *Delivery, now int64) {
 		}
 		s.recent.add(d.key, now)
 	}
-	if s.v2() {
+	switch {
+	case s.phase == suspended:
+		s.tail++
+	case s.v2():
 		s.tail++
 		s.enqueue(item{d: d, seq: uint64(s.tail)})
-	} else {
+	default:
 		s.tail += int64(len(d.frame))
 		s.enqueue(item{frame: d.frame})
 	}
@@ -83,8 +87,8 @@ func (s *Session) deliver(d *Delivery, now int64) {
 func (s *Session) full() bool {
 	c := &s.host.cfg
 	most := 2 * c.QueueFrames
-	if s.phase == opening {
-		most = c.QueueFrames
+	if s.phase == opening || s.phase == suspended {
+		most = c.QueueFrames // it is to be queued
 	}
 	return len(s.queue) >= c.QueueFrames || s.queuedBytes >= c.QueueBytes ||
 		len(s.win.entries) >= most || s.win.bytes >= 2*c.QueueBytes

@@ -7,39 +7,60 @@ import (
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
+// Takeover says how a Handover is to be.
+type Takeover struct {
+	// Code and Reason close the socket.
+	Code   int
+	Reason string
+	// Resume: the device has seen everything up to LastSeq, and goes on after it.
+	Resume  bool
+	LastSeq uint64
+}
+
+// Handed is what a Handover gives.
+type Handed struct {
+	// Undelivered is what the device has not got, in order; with its seqs if
+	// NextSeq is set.
+	Undelivered []*gatewayv1.Undelivered
+	// Keys are those of what it has got lately.
+	Keys []byte
+	// NextSeq is the seq after the last one given; 0: the session cannot go on.
+	NextSeq uint64
+}
+
 // Freeze is a Handover: it closes the session for good and returns what its
-// device has not got, in order, and the keys of what it has got. ok is false when
-// there is nothing to hand over: a router has taken the window back, or another
-// Handover was first. A window that is on its way back by Final is returned all
-// the same: it would come behind newer messages, and the device's next session
-// drops what it then knows by its key.
+// device has not got. ok is false when there is nothing to hand over: a router has
+// taken the window back, or another Handover was first. A window that is on its
+// way back by Final is returned all the same: it would come behind newer messages,
+// and the device's next session drops what it then knows by its key.
 //
-// It waits a little for what has just been written to be acknowledged, and for an
-// OpenSession under way: its answer has a backlog that belongs to the window.
-// When ctx ends meanwhile, nobody would get what is returned, so nothing is: the
-// window goes back by Final.
-func (s *Session) Freeze(ctx context.Context, code int, reason string) (out []*gatewayv1.Undelivered, keys []byte, ok bool) {
+// It waits a little for what has just been written to be acknowledged, unless the
+// device says what it has seen, and for an OpenSession under way: its answer has a
+// backlog that belongs to the window. When ctx ends meanwhile, nobody would get
+// what is returned, so nothing is: the window goes back by Final.
+func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 	s.mu.Lock()
 	if s.frozen || s.refused || s.final {
 		s.mu.Unlock()
-		return nil, nil, false
+		return Handed{}, false
 	}
 	if s.phase == ended {
 		defer s.mu.Unlock()
 		if ctx.Err() != nil {
-			return nil, nil, false
+			return Handed{}, false
 		}
-		out, without := undelivered(s.win.entries)
-		return out, s.recent.bequeath(s.host.now(), without), true
+		return s.hand(t), true
 	}
 	s.frozen, s.freezing, s.shut = true, true, true
 	s.wait(ctx, openingTimeout, func() bool { return s.phase != opening })
 	if s.phase == opening {
 		// Its backlog goes back by Final when it comes.
-		s.close(code, reason, true)
+		s.close(t.Code, t.Reason, true)
 	} else {
-		s.stop(code, reason)
-		s.wait(ctx, freezeTimeout, func() bool { return s.phase == ended || !s.win.underWay(s.sent) })
+		s.stop(t.Code, t.Reason)
+		if !t.Resume || !s.v2() {
+			s.wait(ctx, freezeTimeout, func() bool { return s.phase == ended || s.idled || !s.win.underWay(s.sent) })
+		}
 	}
 	s.freezing = false
 	if s.refused || ctx.Err() != nil {
@@ -48,25 +69,57 @@ func (s *Session) Freeze(ctx context.Context, code int, reason string) (out []*g
 		if ended {
 			s.handBack()
 		}
-		return nil, nil, false
+		return Handed{}, false
 	}
 	s.handed = s.phase != opening
-	out, without := undelivered(s.win.take())
-	keys = s.recent.bequeath(s.host.now(), without)
-	s.handedBack += len(out)
+	h = s.hand(t)
+	s.handedBack += len(h.Undelivered)
 	s.settle()
 	ended := s.phase == ended
 	s.mu.Unlock()
 	if ended {
 		s.handBack()
 	}
-	return out, keys, true
+	return h, true
+}
+
+// hand is what the next session gets of the window, which stays as it is. The
+// session is locked.
+func (s *Session) hand(t Takeover) (h Handed) {
+	entries := s.win.entries
+	seen := 0
+	if t.Resume && s.v2() && s.phase != opening && !s.ahead(t.LastSeq) {
+		h.NextSeq = uint64(s.tail) + 1
+		for seen < len(entries) && entries[seen].end <= int64(t.LastSeq) {
+			seen++
+		}
+	}
+	without := make(map[key]bool, len(entries)-seen)
+	for i := range entries[seen:] {
+		e := &entries[seen+i]
+		u := e.d.undelivered()
+		if h.NextSeq > 0 {
+			u.Seq = uint64(e.end)
+		}
+		h.Undelivered = append(h.Undelivered, u)
+		without[e.d.key] = true
+	}
+	h.Keys = s.recent.bequeath(s.host.now(), without)
+	// They may come back, by a Final or from another router, however old they are.
+	for i := range entries[:seen] {
+		if k := entries[i].d.key; k != (key{}) && !without[k] {
+			h.Keys = append(h.Keys, k[:]...)
+		}
+	}
+	return h
 }
 
 // stop closes the session right after the frame that is being written, also when
 // a close frame has been queued behind others. The session is locked.
 func (s *Session) stop(code int, reason string) {
 	switch {
+	case s.phase == suspended:
+		s.finish(reason)
 	case s.phase == live:
 		s.pending = false
 		s.close(code, reason, true)

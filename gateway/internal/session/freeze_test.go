@@ -11,17 +11,20 @@ import (
 )
 
 type handover struct {
-	undelivered []*gatewayv1.Undelivered
-	keys        []byte
-	ok          bool
+	Handed
+	ok bool
 }
 
+var replaced = Takeover{Code: CodeReplaced, Reason: "replaced"}
+
 // freeze runs a Handover in the background.
-func freeze(ctx context.Context, s *Session) <-chan handover {
+func freeze(ctx context.Context, s *Session) <-chan handover { return freezeFor(ctx, s, replaced) }
+
+func freezeFor(ctx context.Context, s *Session, t Takeover) <-chan handover {
 	out := make(chan handover, 1)
 	go func() {
 		var h handover
-		h.undelivered, h.keys, h.ok = s.Freeze(ctx, CodeReplaced, "replaced")
+		h.Handed, h.ok = s.Freeze(ctx, t)
 		out <- h
 	}()
 	return out
@@ -49,14 +52,14 @@ func TestHandover(t *testing.T) {
 		got := <-h
 		want(t, "found", got.ok, true)
 		wantIDs(t, "shown by the old socket", c.Delivered(), "1", "2")
-		wantIDs(t, "handed over", idsOf(t, got.undelivered), "3", "4")
-		want(t, "keys of what was shown", string(got.keys), string(keyOf("1"))+string(keyOf("2")))
+		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "3", "4")
+		want(t, "keys of what was shown", string(got.Keys), string(keyOf("1"))+string(keyOf("2")))
 		code, _ := c.Closed()
 		want(t, "code", code, CodeReplaced)
 		want(t, "confirmed", a.confirmed(s), 4)
 		want(t, "finals", len(w.up.ended()), 0)
 		want(t, "gone", w.owner.isGone(s), true)
-		_, _, again := s.Freeze(t.Context(), CodeReplaced, "replaced")
+		_, again := s.Freeze(t.Context(), replaced)
 		want(t, "a second one", again, false)
 	})
 }
@@ -71,8 +74,8 @@ func TestHandoverOfADeadSocketIsBounded(t *testing.T) {
 		start := time.Now()
 		got := <-freeze(t.Context(), s)
 		want(t, "took", time.Since(start), 0) // nothing to wait for
-		wantIDs(t, "handed over", idsOf(t, got.undelivered), "1")
-		want(t, "keys", len(got.keys), 0)
+		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "1")
+		want(t, "keys", len(got.Keys), 0)
 		w.pass(flushTimeout + 100*time.Millisecond)
 		want(t, "gone", w.owner.isGone(s), true)
 		want(t, "finals", len(w.up.ended()), 0)
@@ -90,7 +93,7 @@ func TestHandoverWaitsOnlyALittleForAnAcknowledgement(t *testing.T) {
 		start := time.Now()
 		got := <-freeze(t.Context(), s)
 		want(t, "took", time.Since(start), freezeTimeout)
-		wantIDs(t, "handed over", idsOf(t, got.undelivered), "1")
+		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "1")
 		w.pass(closeTimeout + 100*time.Millisecond)
 		want(t, "gone", w.owner.isGone(s), true)
 	})
@@ -130,7 +133,7 @@ func TestASocketThatEndsDuringAHandover(t *testing.T) {
 		_ = c.Conn.Close()
 		got := <-h
 		synctest.Wait()
-		wantIDs(t, "handed over", idsOf(t, got.undelivered), "1")
+		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "1")
 		want(t, "finals", len(w.up.ended()), 0)
 		want(t, "gone", w.owner.isGone(s), true)
 	})
@@ -150,7 +153,7 @@ func TestHandoverAfterTheEnd(t *testing.T) {
 		synctest.Wait()
 		got := <-freeze(t.Context(), s)
 		want(t, "found", got.ok, true)
-		wantIDs(t, "handed over", idsOf(t, got.undelivered), "1")
+		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "1")
 		wantIDs(t, "handed back", idsOf(t, w.up.final(t).Undelivered), "1")
 		w.up.taken[0]()
 		want(t, "found once it is taken", (<-freeze(t.Context(), s)).ok, false)
@@ -169,7 +172,7 @@ func TestHandoverWhileOpeningWaitsForTheBacklog(t *testing.T) {
 			{Id: backlogIDs + 1, Message: message("old"), Key: keyOf("old")},
 		}})
 		got := <-h
-		wantIDs(t, "handed over", idsOf(t, got.undelivered), "old", "held")
+		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "old", "held")
 		want(t, "backlog confirmed", home.confirmedBacklog(s), backlogIDs+1)
 		_ = c.Conn.Close()
 		synctest.Wait()
@@ -186,7 +189,7 @@ func TestHandoverOfAnOpeningThatNeverEnds(t *testing.T) {
 		home := w.router("home")
 		s.Deliver(home.delivery("held"))
 		got := <-freeze(t.Context(), s)
-		wantIDs(t, "handed over", idsOf(t, got.undelivered), "held")
+		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "held")
 		want(t, "confirmed", home.confirmed(s), 1)
 		s.Open(Admission{Identity: Identity{"t", "ann", "phone"}, Home: home.Ref, Backlog: []*gatewayv1.Undelivered{
 			{Id: backlogIDs + 1, Message: message("old"), Key: keyOf("old")},
@@ -207,12 +210,12 @@ func TestTheNextSessionKnowsWhatTheDeviceHasHad(t *testing.T) {
 		old.Deliver(a.delivery("1"))
 		synctest.Wait()
 		got := <-freeze(t.Context(), old)
-		wantIDs(t, "handed over", idsOf(t, got.undelivered)) // the echo covered it
+		wantIDs(t, "handed over", idsOf(t, got.Undelivered)) // the echo covered it
 		wantIDs(t, "shown before", c.Delivered(), "1")
 
 		s, c := w.connect(2)
 		s.Deliver(b.delivery("1")) // a router that was not told in time
-		s.Open(Admission{Identity: Identity{"t", "ann", "phone"}, Home: a.Ref, RecentKeys: got.keys})
+		s.Open(Admission{Identity: Identity{"t", "ann", "phone"}, Home: a.Ref, RecentKeys: got.Keys})
 		want(t, "repeat", s.Deliver(b.delivery("1")), accepted)
 		s.Deliver(b.delivery("2"))
 		synctest.Wait()

@@ -73,11 +73,11 @@ type tenant struct {
 }
 
 type metrics struct {
-	open, handback                                atomic.Int64
+	open, idle, handback                          atomic.Int64
 	connected, disconnected, heartbeats, overflow *telemetry.Counter
 	rejected, messages, deliveries, limited       *telemetry.CounterVec
 	live, backlog, repeats, single, group, other  *telemetry.Counter
-	flood                                         *telemetry.Counter
+	flood, resumed, expired                       *telemetry.Counter
 }
 
 // Totals count from the process's start.
@@ -102,11 +102,14 @@ func NewHost(cfg Config, owner Owner) *Host {
 	}
 	m := &h.metrics
 	t.Gauge("mics_ws_connections", "open connections", m.open.Load)
+	t.Gauge("mics_ws_suspended", "V2 sessions without a socket, whose clients may come back for them", m.idle.Load)
 	t.Gauge("mics_session_handback_pending", "ended sessions that no router has taken yet", m.handback.Load)
 	m.connected = t.Counter("mics_ws_connected_total", "sessions admitted")
 	m.disconnected = t.Counter("mics_ws_disconnected_total", "admitted sessions that ended")
 	m.heartbeats = t.Counter("mics_ws_heartbeat_timeouts_total", "sessions closed for silence")
 	m.overflow = t.Counter("mics_ws_queue_overflow_total", "sessions closed because their outbound queue was full")
+	m.resumed = t.Counter("mics_ws_resumed_total", "sessions that went on after their socket or their gateway changed")
+	m.expired = t.Counter("mics_ws_resume_expired_total", "suspended sessions whose client did not come back in time")
 	m.rejected = t.CounterVec("mics_ws_frames_rejected_total", "client frames that were refused", "reason")
 	for _, reason := range []rejection{malformed, tooLarge, noPayload, strangeAck} {
 		m.rejected.With(string(reason))
@@ -141,6 +144,9 @@ func (h *Host) Totals() Totals {
 		MessagesIn: n(m.single, m.group, m.other), Deliveries: n(m.live, m.backlog),
 	}
 }
+
+// Suspended counts the sessions without a socket.
+func (h *Host) Suspended() int { return int(h.metrics.idle.Load()) }
 
 // now is the time since start.
 func (h *Host) now() int64 { return int64(time.Since(h.start)) }

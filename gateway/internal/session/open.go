@@ -10,20 +10,32 @@ import (
 // connected is ConnectAck.code.
 const connected = 1000
 
+// maxSeq keeps seqs within what a position can be.
+const maxSeq = 1 << 62
+
 // Open admits the session: the client gets a ConnectAck, the backlog, what has
 // come since the route was bound, and then what comes. It keeps a. The client is
 // read from now on, by a goroutine of its own.
 func (s *Session) Open(a Admission) {
 	h := s.host
+	a.Resumed = s.v2() && a.resumes()
+	var resumeToken string
+	if s.v2() {
+		resumeToken = a.ResumeToken
+	}
 	t := h.tenant(a.Tenant, a.Heartbeat)
 	ack := serverFrame(&messagev1.ServerFrame{Payload: &messagev1.ServerFrame_ConnectAck{ConnectAck: &messagev1.ConnectAck{
 		Code: connected, TenantId: a.Tenant, UserId: a.User, DeviceId: a.Device, NodeId: h.cfg.NodeID, TraceId: a.TraceID,
 		HeartbeatTimeoutSeconds: int32(t.heartbeat.Seconds()), Version: int32(s.version),
+		ResumeToken: resumeToken, Resumed: a.Resumed,
 	}}})
 	h.log.Info("ws_connected", telemetry.TenantID, a.Tenant, "UserId", a.User, "DeviceId", a.Device, telemetry.TraceID, a.TraceID,
-		"SessionId", s.id, "remote", s.remote, "version", s.version, "backlog", len(a.Backlog))
+		"SessionId", s.id, "remote", s.remote, "version", s.version, "backlog", len(a.Backlog), "resumed", a.Resumed)
 	h.metrics.connected.Inc()
 	h.metrics.open.Add(1)
+	if a.Resumed {
+		h.metrics.resumed.Inc()
+	}
 
 	now := h.now()
 	s.lastIn.Store(now) // opening is not the client's silence
@@ -44,6 +56,24 @@ func (s *Session) Open(a Admission) {
 	s.notify()
 }
 
+// resumes says that an earlier session goes on, and that the seqs are as they must
+// be: in a row, up to NextSeq-1.
+func (a *Admission) resumes() bool {
+	if !a.Resumed || a.NextSeq == 0 || a.NextSeq > maxSeq {
+		return false
+	}
+	n := uint64(0)
+	for n < uint64(len(a.Backlog)) && a.Backlog[n].GetSeq() != 0 {
+		n++
+	}
+	for i := range n {
+		if a.Backlog[i].GetSeq() != a.NextSeq-n+i {
+			return false
+		}
+	}
+	return true
+}
+
 // admit queues the backlog and, behind it, what was held while opening. It looks
 // for repeats in the keys that the device has had before and within all of this.
 // The session is locked.
@@ -55,8 +85,20 @@ func (s *Session) admit(a Admission, now int64) {
 	}
 	home := s.host.Router(a.Home)
 	s.host.metrics.backlog.Add(int64(len(a.Backlog)))
+	if a.Resumed {
+		s.base = int64(a.NextSeq) - 1
+		s.tail = s.base
+		if len(a.Backlog) > 0 && a.Backlog[0].GetSeq() != 0 {
+			s.tail = int64(a.Backlog[0].GetSeq()) - 1
+		}
+		s.sent, s.written = s.tail, s.tail
+	}
 	for _, u := range a.Backlog {
-		s.admitOne(newDelivery(home, u), now)
+		if d := newDelivery(home, u); a.Resumed && u.GetSeq() != 0 {
+			s.deliver(d, now) // the seq is its own, whatever is known of its key
+		} else {
+			s.admitOne(d, now)
+		}
 	}
 	for _, e := range held {
 		s.admitOne(e.d, now)

@@ -208,7 +208,7 @@ func (m *model) freeze(ctx context.Context) {
 	m.handover = make(chan handover, 1)
 	go func() {
 		var h handover
-		h.undelivered, h.keys, h.ok = m.s.Freeze(ctx, CodeReplaced, "replaced")
+		h.Handed, h.ok = m.s.Freeze(ctx, replaced)
 		m.handover <- h
 	}()
 }
@@ -248,7 +248,7 @@ func (m *model) collect() {
 	select {
 	case h := <-m.handover:
 		if h.ok {
-			m.handed = append(m.handed, idsOf(m.w.t, h.undelivered)...)
+			m.handed = append(m.handed, idsOf(m.w.t, h.Undelivered)...)
 		}
 	default:
 	}

@@ -69,13 +69,13 @@ func TestNothingIsLostOrShownTwiceConcurrently(t *testing.T) {
 			case 1:
 				s.Abort()
 			case 2:
-				over, _, _ = s.Freeze(context.Background(), CodeReplaced, "replaced")
+				over = frozen(context.Background(), s)
 			case 3:
 				_ = peer.Close()
 			case 4:
 				ctx, cancel := context.WithCancel(context.Background())
 				running.Go(cancel)
-				over, _, _ = s.Freeze(ctx, CodeReplaced, "replaced")
+				over = frozen(ctx, s)
 			}
 		})
 		close(start)
@@ -109,4 +109,9 @@ func checkSum(t *testing.T, w *world, c *wstest.Client, taken []string, over []*
 	if !slices.Equal(all, taken) {
 		t.Fatalf("taken %v\nkept and handed back %v", taken, all)
 	}
+}
+
+func frozen(ctx context.Context, s *Session) []*gatewayv1.Undelivered {
+	h, _ := s.Freeze(ctx, replaced)
+	return h.Undelivered
 }

@@ -77,10 +77,15 @@ func (s *Session) readClose(payload []byte) {
 func (s *Session) readFailed(err error) {
 	var p *ws.ProtocolError
 	if !errors.As(err, &p) {
-		s.end()
+		s.drop()
 		return
 	}
 	s.mu.Lock()
+	if s.phase == suspended {
+		s.mu.Unlock()
+		s.drop()
+		return
+	}
 	s.deaf = true
 	s.pending = s.pending && s.phase != live
 	s.close(p.Code, p.Reason, false)
@@ -144,7 +149,7 @@ func serverError(code int32, text string) []byte {
 // ack is a V2 client's acknowledgement of every delivery up to seq.
 func (s *Session) ack(seq uint64) {
 	s.mu.Lock()
-	known := s.v2() && seq <= uint64(s.sent)
+	known := s.v2() && !s.ahead(seq)
 	if known {
 		s.confirm(int64(seq))
 	}
@@ -223,11 +228,12 @@ func (s *Session) fail(msgID, reason string) {
 }
 
 // acquire waits until one more message may be without an answer and returns what
-// takes the answer, nil when the session has ended.
+// takes the answer, nil when the session has ended, or is suspended: its client
+// sends the message again.
 func (s *Session) acquire() func(ack []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.unanswered >= maxUnanswered && s.phase != ended {
+	for s.unanswered >= maxUnanswered && s.phase != ended && s.phase != suspended {
 		room := s.change()
 		s.paused.Store(true)
 		s.mu.Unlock()
@@ -236,7 +242,7 @@ func (s *Session) acquire() func(ack []byte) {
 		s.lastIn.Store(s.host.now()) // the silence was ours
 		s.paused.Store(false)
 	}
-	if s.phase == ended {
+	if s.phase == ended || s.phase == suspended {
 		return nil
 	}
 	s.unanswered++

@@ -16,6 +16,9 @@ const (
 	// opening: OpenSession is under way. Deliveries are taken and held.
 	opening phase = iota
 	live
+	// suspended (V2): the socket is lost. Deliveries are taken into the window, for
+	// the client to come back for within the resume window.
+	suspended
 	// closing: a close frame is queued or written, so nothing can follow it.
 	closing
 	// ended: the socket is closed. What had not been confirmed is being handed
@@ -39,7 +42,8 @@ const (
 //     table: what it took is being handed back, and a refusal would deliver it
 //     twice.
 //   - Positions are given when a frame is queued. What is dropped from the queue
-//     (cut) gets the position unsent, which nothing confirms.
+//     (cut) gets the position unsent in V1; a seq stays, and nothing confirms one
+//     that neither this session nor the one before it has begun to send.
 //   - After the end nothing is confirmed but by the router that takes the window.
 type Session struct {
 	host    *Host
@@ -56,6 +60,7 @@ type Session struct {
 	lastIn     atomic.Int64 // when the peer was heard of last
 	lastPing   atomic.Int64
 	writeSince atomic.Int64 // since when a write has been under way; 0: none is
+	until      atomic.Int64 // suspended: when the resume window ends; 0: not
 	paused     atomic.Bool  // the reading goroutine makes the client wait
 
 	// Owned by the reading goroutine.
@@ -70,7 +75,7 @@ type Session struct {
 	answer       func(ack []byte) // s.answered, made for the first message
 	code         int              // close code; 0: none yet
 	reason       string
-	deadline     int64 // closing: when the socket is cut; pending: when to close
+	deadline     int64 // closing, suspended: when the socket is cut; pending: when to close
 	phase        phase
 	shut         bool // no more deliveries are taken
 	released     bool // its route has been given back
@@ -80,6 +85,8 @@ type Session struct {
 	frozen       bool // a Handover takes, or has taken, the window
 	freezing     bool // it is still waiting
 	handed       bool // it has the window: nothing is handed back
+	idled        bool // it was suspended, and its socket's end has been counted
+	severed      bool // suspended: the socket is closed
 	closeQueued  bool
 	closeSent    bool // our close frame was written
 	peerClosed   bool // the peer's close frame has come
@@ -100,6 +107,7 @@ type Session struct {
 	tail        int64  // position of the queue's end
 	sent        int64  // position up to which writing has begun
 	written     int64  // position up to which it has ended
+	base        int64  // V2: seq up to which the session that it goes on with may have sent
 	marks       []mark // TLS: positions in its stream
 	win         window
 	recent      *recent
@@ -157,8 +165,36 @@ func (s *Session) Info() (info *gatewayv1.SessionInfo, ok bool) {
 	return &gatewayv1.SessionInfo{
 		SessionId: s.id, TenantId: s.tenant.name, UserId: s.user, DeviceId: s.device, Epoch: s.epoch, Version: s.version,
 		ConnectedAtMs: s.host.start.Add(time.Duration(s.since)).UnixMilli(),
-		RemoteAddr:    s.remote, Queued: uint32(len(s.queue)),
-	}, s.phase == live && !s.shut && !s.released && !s.pending
+		RemoteAddr:    s.remote, Queued: uint32(len(s.queue)), Suspended: s.phase == suspended,
+	}, (s.phase == live || s.phase == suspended) && !s.shut && !s.released && !s.pending
+}
+
+// Stage is what a drain has to know of a session.
+type Stage uint8
+
+const (
+	// Opening: it may be open soon, or refused.
+	Opening Stage = iota
+	Open
+	// Suspended: it has no socket, and nobody to be told.
+	Suspended
+	// Ending: it is being closed, or has been.
+	Ending
+)
+
+// Stage it is in now.
+func (s *Session) Stage() Stage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.phase {
+	case opening:
+		return Opening
+	case live:
+		return Open
+	case suspended:
+		return Suspended
+	}
+	return Ending
 }
 
 // Outcome is what became of a session, for a drain's receipt.
@@ -167,6 +203,8 @@ type Outcome struct {
 	Told, Echoed bool
 	// Ended: the socket is closed. Gone: nothing is left to do.
 	Ended, Gone bool
+	// Moved: another session has taken over.
+	Moved bool
 	// HandedBack is how many messages were given back to routers.
 	HandedBack int
 }
@@ -175,7 +213,7 @@ type Outcome struct {
 func (s *Session) Outcome() Outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Outcome{Told: s.closeSent, Echoed: s.echoed, Ended: s.phase == ended, Gone: s.gone, HandedBack: s.handedBack}
+	return Outcome{Told: s.closeSent, Echoed: s.echoed, Ended: s.phase == ended, Gone: s.gone, Moved: s.handed, HandedBack: s.handedBack}
 }
 
 // notify wakes who waits for a change. The session is locked.

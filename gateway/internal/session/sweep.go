@@ -21,6 +21,8 @@ func (s *Session) Sweep() bool {
 		over = true
 	case s.phase == closing:
 		over = s.closed()
+	case s.phase == suspended && now >= s.deadline:
+		s.sever()
 	}
 	if over {
 		s.mu.Unlock()
@@ -28,17 +30,23 @@ func (s *Session) Sweep() bool {
 		s.mu.Lock()
 	}
 	defer s.mu.Unlock()
-	s.watched = s.phase == closing || s.phase == live && (s.pending || !s.v2() && len(s.win.entries) > 0)
+	s.watched = s.phase == closing || s.phase == suspended && !s.severed || s.phase == live && (s.pending || !s.v2() && len(s.win.entries) > 0)
 	return s.watched
 }
 
 // Tick keeps the slow deadlines of an open session: silence, a write that does
-// not end, keepalive. It is called about every second and does not lock unless
+// not end, keepalive; and of a suspended one. It is called about every second and does not lock unless
 // something is due.
 func (s *Session) Tick() {
 	now := s.host.now()
+	if until := s.until.Load(); until != 0 {
+		if now >= until {
+			s.expire()
+		}
+		return
+	}
 	if since := s.writeSince.Load(); since != 0 && now-since > int64(writeTimeout) {
-		s.end()
+		s.drop()
 		return
 	}
 	quiet := now - s.lastIn.Load()
@@ -56,6 +64,11 @@ func (s *Session) Tick() {
 		s.host.metrics.heartbeats.Inc()
 		s.host.log.Info("ws_heartbeat_timeout", telemetry.TenantID, s.tenant.name, "UserId", s.user, "DeviceId", s.device,
 			"SessionId", s.id, "silent_ms", time.Duration(quiet).Milliseconds())
+		if s.resumable() {
+			s.suspend(CodeHeartbeat, "heartbeat timeout")
+			s.queueClose()
+			return
+		}
 		s.close(CodeHeartbeat, "heartbeat timeout", false)
 		return
 	}

@@ -54,8 +54,8 @@ func (s *Session) push(frame []byte) {
 func (s *Session) cut() {
 	clear(s.queue)
 	s.queue, s.queuedBytes = s.queue[:0], 0
-	s.win.cut(s.sent)
 	if !s.v2() {
+		s.win.cut(s.sent)
 		s.tail = s.sent
 	}
 }
@@ -107,19 +107,21 @@ func (s *Session) flush() {
 		s.queue = nil
 	}
 	over := err != nil
-	if !over {
-		if s.closeQueued && !s.closeSent && s.phase == closing {
-			s.closeSent = true
-			s.deadline = s.host.now() + int64(closeTimeout)
-			over = s.closed()
-		}
+	closed := false
+	if !over && s.closeQueued && !s.closeSent && (s.phase == closing || s.phase == suspended) {
+		s.closeSent = true
+		s.deadline = s.host.now() + int64(closeTimeout)
+		closed = s.phase == closing && s.closed()
 	}
 	s.leave()
 	s.mu.Unlock()
 	clear(w.pieces[:cap(w.pieces)])
 	w.pieces, w.vector[0] = w.pieces[:0], nil
 	writers.Put(w)
-	if over {
+	switch {
+	case over:
+		s.drop()
+	case closed:
 		s.end()
 	}
 }

@@ -17,6 +17,7 @@ const (
 	maxTenant = 128
 	maxToken  = 4096
 	maxDevice = 128
+	maxResume = 2048
 )
 
 // Close codes of a refusal (CONTRACT section 1.3).
@@ -36,6 +37,9 @@ const (
 type request struct {
 	tenant, token, device string
 	version               uint32
+	// resume names the session to go on with, empty: none; of V2 clients only.
+	resume  string
+	lastSeq uint64
 	// protocol is the subprotocol to select.
 	protocol string
 }
@@ -64,6 +68,13 @@ func parse(r *http.Request) (request, refusal) {
 			req.token, badToken = string(b), err != nil
 		}
 	}
+	var badSeq error
+	if req.version == 2 {
+		req.resume = q.Get("resume")
+		if text := q.Get("lastSeq"); text != "" && req.resume != "" {
+			req.lastSeq, badSeq = strconv.ParseUint(text, 10, 64)
+		}
+	}
 	switch {
 	case !sound(req.tenant, maxTenant):
 		return req, refusal{codeInvalidTenant, "invalid tenant"}
@@ -77,6 +88,10 @@ func parse(r *http.Request) (request, refusal) {
 		return req, refusal{codeUnauthorized, "invalid token"}
 	case !sound(req.device, maxDevice):
 		return req, refusal{ws.CodePolicy, "invalid deviceId"}
+	case req.resume != "" && !sound(req.resume, maxResume):
+		return req, refusal{codeUnauthorized, "invalid resume token"}
+	case badSeq != nil:
+		return req, refusal{codeUnauthorized, "invalid lastSeq"}
 	}
 	return req, refusal{}
 }

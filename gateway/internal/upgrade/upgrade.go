@@ -118,7 +118,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, http.StatusForbidden, badOrigin, "origin not allowed", 0)
 		return
 	}
-	if n := h.opts.Registry.Len(); h.opts.MaxConnections > 0 && n >= h.opts.MaxConnections {
+	if n := h.opts.Registry.Connected(); h.opts.MaxConnections > 0 && n >= h.opts.MaxConnections {
 		h.limited(maxConnections, h.opts.MaxConnections, n)
 		h.refuse(w, http.StatusTooManyRequests, maxConnections, "too many connections", time.Second)
 		return
@@ -181,6 +181,7 @@ func (h *Handler) open(conn *ws.Conn, req request, no refusal, remote string) {
 	res, unsure, err := h.opts.OpenSession(ctx, &routerv1.OpenSessionRequest{
 		Gateway: h.opts.Gateway, SessionId: s.ID(), TenantId: req.tenant, Token: req.token, DeviceId: req.device,
 		Version: req.version, Traceparent: telemetry.TraceParent(ctx),
+		ResumeToken: req.resume, LastSeq: req.lastSeq,
 	})
 	switch {
 	case err != nil:
@@ -197,6 +198,8 @@ func (h *Handler) open(conn *ws.Conn, req request, no refusal, remote string) {
 			Home:       session.RouterRef{ID: res.GetRouterId(), Incarnation: res.GetRouterIncarnation()},
 			RecentKeys: res.GetRecentKeys(),
 			TraceID:    res.GetTraceId(),
+
+			ResumeToken: res.GetResumeToken(), Resumed: res.GetResumed(), NextSeq: res.GetNextSeq(),
 		})
 	}
 }

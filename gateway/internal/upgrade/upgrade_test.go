@@ -23,6 +23,11 @@ func query(tenant, token, device string) string {
 	return url.Values{"tenantId": {tenant}, "token": {token}, "deviceId": {device}}.Encode()
 }
 
+// anew is a request that goes on with nothing.
+func anew(tenant, token, device string, version uint32, protocol string) request {
+	return request{tenant: tenant, token: token, device: device, version: version, protocol: protocol}
+}
+
 func TestParse(t *testing.T) {
 	long := func(n int) string { return strings.Repeat("x", n) }
 	b64 := func(s string) string { return tokenPrefix + base64.RawURLEncoding.EncodeToString([]byte(s)) }
@@ -31,18 +36,26 @@ func TestParse(t *testing.T) {
 		want request
 		no   refusal
 	}{
-		"V1":              {handshake(query("t", "k", "d")), request{"t", "k", "d", 1, ""}, refusal{}},
-		"V2":              {handshake(query("t", "k", "d") + "&v=2"), request{"t", "k", "d", 2, ""}, refusal{}},
-		"a later version": {handshake(query("t", "k", "d") + "&v=7"), request{"t", "k", "d", 2, ""}, refusal{}},
-		"no version":      {handshake(query("t", "k", "d") + "&v=x"), request{"t", "k", "d", 1, ""}, refusal{}},
-		"longest":         {handshake(query(long(128), long(4096), long(128))), request{long(128), long(4096), long(128), 1, ""}, refusal{}},
-		"beyond ASCII":    {handshake(query("tänant", "k", "电话")), request{"tänant", "k", "电话", 1, ""}, refusal{}},
+		"V1":              {handshake(query("t", "k", "d")), anew("t", "k", "d", 1, ""), refusal{}},
+		"V2":              {handshake(query("t", "k", "d") + "&v=2"), anew("t", "k", "d", 2, ""), refusal{}},
+		"a later version": {handshake(query("t", "k", "d") + "&v=7"), anew("t", "k", "d", 2, ""), refusal{}},
+		"no version":      {handshake(query("t", "k", "d") + "&v=x"), anew("t", "k", "d", 1, ""), refusal{}},
+		"longest":         {handshake(query(long(128), long(4096), long(128))), anew(long(128), long(4096), long(128), 1, ""), refusal{}},
+		"beyond ASCII":    {handshake(query("tänant", "k", "电话")), anew("tänant", "k", "电话", 1, ""), refusal{}},
+		"resume": {handshake(query("t", "k", "d") + "&v=2&resume=abc-_&lastSeq=18446744073709551615"),
+			request{tenant: "t", token: "k", device: "d", version: 2, resume: "abc-_", lastSeq: 1<<64 - 1}, refusal{}},
+		"resume, nothing seen": {handshake(query("t", "k", "d") + "&v=2&resume=a"), request{tenant: "t", token: "k", device: "d", version: 2, resume: "a"}, refusal{}},
+		"V1 resumes nothing":   {handshake(query("t", "k", "d") + "&resume=a&lastSeq=x"), anew("t", "k", "d", 1, ""), refusal{}},
+		"lastSeq alone":        {handshake(query("t", "k", "d") + "&v=2&lastSeq=x"), anew("t", "k", "d", 2, ""), refusal{}},
+		"lastSeq of no use":    {handshake(query("t", "k", "d") + "&v=2&resume=a&lastSeq=-1"), request{}, refusal{4001, "invalid lastSeq"}},
+		"long resume token":    {handshake(query("t", "k", "d") + "&v=2&resume=" + long(2049)), request{}, refusal{4001, "invalid resume token"}},
+		"garbled resume token": {handshake(query("t", "k", "d") + "&v=2&resume=a%00"), request{}, refusal{4001, "invalid resume token"}},
 		"token as protocol": {handshake("tenantId=t&deviceId=d", "mics.v2, "+b64("k?k")),
-			request{"t", "k?k", "d", 2, "mics.v2"}, refusal{}},
+			anew("t", "k?k", "d", 2, "mics.v2"), refusal{}},
 		"token as protocol, header twice": {handshake("tenantId=t&deviceId=d", b64("k")+"==", "mics.v2"),
-			request{"t", "k", "d", 2, "mics.v2"}, refusal{}},
-		"protocol's token wins": {handshake(query("t", "old", "d"), "mics.v2", b64("k")), request{"t", "k", "d", 2, "mics.v2"}, refusal{}},
-		"unknown protocol":      {handshake(query("t", "k", "d"), "chat"), request{"t", "k", "d", 1, ""}, refusal{}},
+			anew("t", "k", "d", 2, "mics.v2"), refusal{}},
+		"protocol's token wins": {handshake(query("t", "old", "d"), "mics.v2", b64("k")), anew("t", "k", "d", 2, "mics.v2"), refusal{}},
+		"unknown protocol":      {handshake(query("t", "k", "d"), "chat"), anew("t", "k", "d", 1, ""), refusal{}},
 
 		"no tenant":        {handshake(query("", "k", "d")), request{}, refusal{4002, "invalid tenant"}},
 		"long tenant":      {handshake(query(long(129), "k", "d")), request{}, refusal{4002, "invalid tenant"}},

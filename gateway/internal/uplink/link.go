@@ -86,10 +86,11 @@ func (l *link) register(ctx context.Context) (answered bool, err error) {
 		watchdog.Reset(answerTimeout)
 		sent := time.Now()
 		if err := stream.Send(&routerv1.RegisterRequest{Gateway: l.u.opts.Info(), Sessions: l.u.opts.Sessions()}); err != nil {
-			if cause := context.Cause(ctx); cause != nil {
-				return answered, cause
+			if answers == nil {
+				return answered, streamError(stream, err)
 			}
-			return answered, streamError(stream, err)
+			<-ctx.Done() // the receiver knows why, or the watchdog gives up
+			return answered, context.Cause(ctx)
 		}
 		if answers == nil { // only now: Receive would wait for the request
 			answers = make(chan *routerv1.RegisterResponse)
@@ -163,7 +164,8 @@ func leaseOf(res *routerv1.RegisterResponse) time.Duration {
 	return defaultLease
 }
 
-// streamError is why a Send failed: the stream's own end says more.
+// streamError is why a Send failed: the stream's own end says more. Nobody else
+// may be receiving: net/http wakes only one of two.
 func streamError[Req, Res any](s *connect.BidiStreamForClient[Req, Res], err error) error {
 	if _, rerr := s.Receive(); rerr != nil {
 		return rerr

@@ -5,6 +5,7 @@
 package admit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -26,6 +27,7 @@ import (
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/tenant"
+	"github.com/mics-im/mics/router/internal/token"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/proto"
 )
@@ -82,6 +84,12 @@ type Dispatcher interface {
 	SendTo(key route.DeviceKey, m *dispatch.Message, done func(dispatch.Result))
 }
 
+// Kept is the offline buffer, for who takes from it. front was handed back and is
+// older than everything that is held for the device.
+type Kept interface {
+	TakeFor(ctx context.Context, key route.DeviceKey) (front, rest []offline.Message, err error)
+}
+
 // Options configure an Admitter; all are required.
 type Options struct {
 	Self       route.Router
@@ -90,12 +98,14 @@ type Options struct {
 	Tenant     func(name string) (*tenant.Tenant, bool)
 	Hooks      Hooks
 	Dispatcher Dispatcher
-	// Offline is this router's part of the offline buffer, Buffer the whole.
-	Offline *offline.Buffer
-	Buffer  dispatch.Buffer
+	// Kept takes what is kept for a device, here and at other routers.
+	Kept   Kept
+	Buffer dispatch.Buffer
 	// Peer and Gateway return clients of other processes.
 	Peer    func(route.Router) routerv1connect.PeerServiceClient
 	Gateway func(route.Node) gatewayv1connect.GatewayServiceClient
+	// Tokens seal and open resume tokens.
+	Tokens *token.Keys
 	// MaxMessageBytes bounds the body of a message that a tenant's hook returns.
 	MaxMessageBytes int
 	Stats           *stats.Stats
@@ -136,6 +146,7 @@ type opening struct {
 	key     route.DeviceKey
 	loc     route.Location
 	version uint8
+	resume  resumption
 }
 
 // OpenSession authenticates a connection and has it admitted at its user's
@@ -162,30 +173,33 @@ func (a *Admitter) OpenSession(ctx context.Context, req *routerv1.OpenSessionReq
 		ctx, span = a.opts.Tracer.Start(telemetry.WithTraceParent(ctx, req.Traceparent), "open session")
 		defer span.End()
 	}
-	res, err := a.opts.Hooks.Authenticate(ctx, t, req.Token, req.DeviceId)
-	if err != nil {
-		return refuse("auth_unavailable", codeAuth, textUnavailable)
+	r, migrating, no := a.present(t, req)
+	if no != "" {
+		return refuse("refused_resume", codeAuth, no)
 	}
-	if !res.Ok {
-		reason := res.Reason
-		if reason == "" {
-			reason = textUnauthorized
+	o := opening{tenant: t, loc: loc, version: uint8(req.Version), resume: r}
+	var config *hookv1.TenantRuntimeConfig
+	if migrating {
+		o.key = r.claims.Key
+	} else {
+		res, err := a.opts.Hooks.Authenticate(ctx, t, req.Token, req.DeviceId)
+		if err != nil {
+			return refuse("auth_unavailable", codeAuth, textUnavailable)
 		}
-		return refuse("denied", codeAuth, reason)
+		if !res.Ok {
+			return refuse("denied", codeAuth, cmp.Or(res.Reason, textUnauthorized))
+		}
+		o.key = route.DeviceKey{UserKey: route.UserKey{Tenant: t.Name(), User: res.UserId}, Device: cmp.Or(res.DeviceId, req.DeviceId)}
+		if !usable(o.key.User) || !usable(o.key.Device) {
+			return refuse("auth_unusable", codeAuth, textUnavailable)
+		}
+		t.Learn(res.Config)
+		config = res.Config
+		if r.claims != nil && r.claims.Key != o.key {
+			return refuse("refused_resume", codeAuth, textForeign)
+		}
 	}
-	device := res.DeviceId
-	if device == "" {
-		device = req.DeviceId
-	}
-	if !usable(res.UserId) || !usable(device) {
-		return refuse("auth_unusable", codeAuth, textUnavailable)
-	}
-	t.Learn(res.Config)
-	o := opening{
-		tenant: t, loc: loc, version: uint8(req.Version),
-		key: route.DeviceKey{UserKey: route.UserKey{Tenant: t.Name(), User: res.UserId}, Device: device},
-	}
-	got, err := a.atHome(ctx, o, res.Config)
+	got, err := a.atHome(ctx, o, config)
 	if err != nil {
 		a.opts.Stats.Sessions.With("failed").Inc()
 		return nil, err
@@ -193,11 +207,16 @@ func (a *Admitter) OpenSession(ctx context.Context, req *routerv1.OpenSessionReq
 	if r := got.Refusal; r != nil {
 		return refuse("refused", r.CloseCode, r.Reason)
 	}
-	a.opts.Stats.Sessions.With("admitted").Inc()
+	result := "admitted"
+	if got.Resumed {
+		result = "resumed"
+	}
+	a.opts.Stats.Sessions.With(result).Inc()
 	out := &routerv1.OpenSessionResponse{
-		UserId: o.key.User, DeviceId: device, Epoch: got.Epoch, Backlog: got.Backlog,
+		UserId: o.key.User, DeviceId: o.key.Device, Epoch: got.Epoch, Backlog: got.Backlog,
 		HeartbeatTimeoutSeconds: uint32(t.HeartbeatTimeout() / time.Second),
 		RouterId:                got.RouterId, RouterIncarnation: got.RouterIncarnation, RecentKeys: got.RecentKeys,
+		ResumeToken: got.ResumeToken, Resumed: got.Resumed, NextSeq: got.NextSeq,
 	}
 	if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {
 		out.TraceId = sc.TraceID().String()
@@ -216,6 +235,7 @@ func (a *Admitter) atHome(ctx context.Context, o opening, config *hookv1.TenantR
 		SessionId: o.loc.Session, TenantId: o.key.Tenant, UserId: o.key.User, DeviceId: o.key.Device,
 		Version: uint32(o.version), Traceparent: telemetry.TraceParent(ctx),
 	}
+	o.resume.write(req)
 	if config != nil {
 		raw, err := proto.Marshal(config)
 		if err != nil {
@@ -250,6 +270,11 @@ func (a *Admitter) Admit(ctx context.Context, req *routerv1.AdmitRequest) (*rout
 		return refusal(codeTenant, textTenant), nil
 	}
 	o.tenant = t
+	r, no := a.presented(o.key, req)
+	if no != "" {
+		return refusal(codeAuth, no), nil
+	}
+	o.resume = r
 	if len(req.TenantConfig) > 0 {
 		config := &hookv1.TenantRuntimeConfig{}
 		if err := proto.Unmarshal(req.TenantConfig, config); err != nil {

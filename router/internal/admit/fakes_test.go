@@ -137,10 +137,10 @@ func (c *cluster) router(id string) *node {
 	})
 	n.Admitter = New(Options{
 		Self: n.self, Directory: n, Routes: NewCounted(n.store, n.stats, tel.Log), Tenant: n.tenants.Get, Hooks: c, Dispatcher: n,
-		Offline: n.offline, Buffer: n.buffer,
-		Peer:            func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
-		Gateway:         func(to route.Node) gatewayv1connect.GatewayServiceClient { return gatewayWire{c: c, node: to.NodeRef} },
-		MaxMessageBytes: 100, Stats: n.stats, Log: tel.Log, Tracer: tel.Tracer,
+		Kept: n.buffer, Buffer: n.buffer,
+		Peer:    func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
+		Gateway: func(to route.Node) gatewayv1connect.GatewayServiceClient { return gatewayWire{c: c, node: to.NodeRef} },
+		Tokens:  c.tokens, MaxMessageBytes: 100, Stats: n.stats, Log: tel.Log, Tracer: tel.Tracer,
 	})
 	n.close = func() {
 		n.Close()

@@ -14,6 +14,7 @@ import (
 	"github.com/mics-im/mics/router/internal/offline"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
+	"github.com/mics-im/mics/router/internal/token"
 )
 
 const (
@@ -44,7 +45,11 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 	case known != nil:
 		return nil, fault.New(fault.Invalid, "this session was opened for another device")
 	}
-	if refused := a.limit(ctx, o); refused != nil {
+	resumable, refused := a.lineage(ctx, o)
+	if refused == nil {
+		refused = a.limit(ctx, o)
+	}
+	if refused != nil {
 		return refused, nil
 	}
 	epoch, prev, err := a.opts.Routes.Bind(ctx, o.key, o.loc, o.version)
@@ -53,6 +58,12 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 		return a.unavailable(ctx, o, err), nil
 	}
 	res := &routerv1.AdmitResponse{Epoch: epoch, RouterId: a.opts.Self.ID, RouterIncarnation: a.opts.Self.Incarnation}
+	if o.version >= 2 {
+		res.ResumeToken = a.opts.Tokens.Seal(token.Claims{Kind: token.Resume, Key: o.key, Loc: o.loc, Epoch: epoch})
+	}
+	if !resumable || prev == nil || prev.Location() != o.resume.claims.Loc {
+		o.resume = resumption{}
+	}
 	drained, ok := a.backlog(ctx, o, prev, res)
 	if !ok {
 		return refusal(codeAuth, textUnavailable), nil
@@ -75,28 +86,38 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 var errAbandoned = fault.New(fault.FailedPrecondition, "the gateway has given this session up")
 
 // backlog puts into res what the device must get before anything else, in this
-// order: what earlier sessions handed back, what the one had that is replaced,
-// what a dead gateway had, what came while the device was absent. It returns how
-// many were in the buffer; not ok: the admission has been taken back.
+// order: what a resumed session had, under its seqs; what earlier sessions handed
+// back, what the one had that is replaced, what a dead gateway had, what came while
+// the device was absent. It returns how many were in the buffer; not ok: the
+// admission has been taken back.
 func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (drained int, ok bool) {
-	msgs := a.takeOver(ctx, o, prev, res)
+	window, seqs := a.takeOver(ctx, o, prev, res)
 	reclaimed, done, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool { return !a.opts.Directory.Alive(at.Node) })
 	if err != nil {
-		a.takeBack(ctx, o, res.Epoch, msgs)
+		a.takeBack(ctx, o, res.Epoch, window)
 		return 0, false
 	}
 	defer done()
-	front, rest := a.opts.Offline.Take(o.key)
-	msgs = slices.Concat(kept(front), msgs, reclaimed, kept(rest))
+	front, rest, err := a.opts.Kept.TakeFor(ctx, o.key)
+	if err != nil {
+		a.takeBack(ctx, o, res.Epoch, slices.Concat(window, reclaimed))
+		return 0, false
+	}
+	msgs := slices.Concat(kept(front), window, reclaimed, kept(rest))
+	if res.Resumed {
+		msgs = slices.Concat(window, kept(front), reclaimed, kept(rest))
+	}
 	ids, ok := a.opts.Dispatcher.Hold(o.key, o.loc, msgs)
 	if !ok {
 		a.takeBack(ctx, o, res.Epoch, msgs)
 		return 0, false
 	}
 	for i, m := range msgs {
-		res.Backlog = append(res.Backlog, &gatewayv1.Undelivered{
-			Message: m.Bytes, Unmoderated: m.Unmoderated, Key: keyBytes(m.Key), Id: ids[i],
-		})
+		u := &gatewayv1.Undelivered{Message: m.Bytes, Unmoderated: m.Unmoderated, Key: keyBytes(m.Key), Id: ids[i]}
+		if i < len(seqs) {
+			u.Seq = seqs[i]
+		}
+		res.Backlog = append(res.Backlog, u)
 	}
 	return len(front) + len(rest), true
 }
@@ -170,27 +191,48 @@ func (a *Admitter) giveBack(ctx context.Context, o opening) {
 }
 
 // takeOver ends the session that this one replaces and returns what its device
-// has not got.
-func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) []*dispatch.Message {
-	if prev == nil || prev.State == route.Ghost || prev.Location() == o.loc || !a.opts.Directory.Alive(prev.Node) {
-		return nil
+// has not got, with its seqs if this one goes on with it.
+func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (window []*dispatch.Message, seqs []uint64) {
+	if prev == nil || prev.State == route.Ghost || prev.Location() == o.loc {
+		return nil, nil
 	}
-	node, ok := a.opts.Directory.Gateway(prev.Node)
-	if !ok {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
-	defer cancel()
-	got, err := a.opts.Gateway(node).Handover(ctx, connect.NewRequest(&gatewayv1.HandoverRequest{
-		GatewayIncarnation: prev.Node.Incarnation, SessionId: prev.Session, CloseCode: codeReplaced, CloseReason: textReplaced,
-	}))
+	got, err := a.handover(ctx, prev.Location(), &gatewayv1.HandoverRequest{
+		CloseCode: codeReplaced, CloseReason: textReplaced, Resume: o.resume.claims != nil, LastSeq: o.resume.lastSeq,
+	})
 	if err != nil {
 		// The routers' own copies of what it held stay until it confirms or is gone.
 		a.opts.Log.WarnContext(ctx, "handover_failed", telemetry.TenantID, o.key.Tenant, "gateway", prev.Node.ID, "err", err)
-		return nil
 	}
-	res.RecentKeys = got.Msg.RecentKeys
-	return messages(got.Msg.Undelivered)
+	if got == nil {
+		return nil, nil
+	}
+	res.RecentKeys = got.RecentKeys
+	if o.resume.claims != nil && got.Found && got.NextSeq > 0 {
+		res.Resumed, res.NextSeq = true, got.NextSeq
+		for _, u := range got.Undelivered {
+			seqs = append(seqs, u.Seq)
+		}
+	}
+	return messages(got.Undelivered), seqs
+}
+
+// handover asks the gateway of a session; nil without an error: it is dead.
+func (a *Admitter) handover(ctx context.Context, at route.Location, req *gatewayv1.HandoverRequest) (*gatewayv1.HandoverResponse, error) {
+	if !a.opts.Directory.Alive(at.Node) {
+		return nil, nil
+	}
+	node, ok := a.opts.Directory.Gateway(at.Node)
+	if !ok {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
+	defer cancel()
+	req.GatewayIncarnation, req.SessionId = at.Node.Incarnation, at.Session
+	res, err := a.opts.Gateway(node).Handover(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg, nil
 }
 
 // takeBack undoes an admission that could not be completed: the device is

@@ -3,8 +3,11 @@
 package directory
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,7 +26,8 @@ const (
 	storeTimeout = time.Second
 )
 
-// Store is what the directory needs of the route store.
+// Store is what the directory needs of the route store. An answer of Nodes or
+// Routers with route.ErrPartial may lack some.
 type Store interface {
 	RenewNode(ctx context.Context, n route.Node, lease time.Duration) error
 	RemoveNode(ctx context.Context, n route.NodeRef) error
@@ -40,10 +44,15 @@ type Directory struct {
 	log     *slog.Logger
 	changed func()
 
-	view atomic.Pointer[view]
+	view  atomic.Pointer[view]
+	heard heard
 
-	mu        sync.Mutex                 // serialises refreshes
-	strangers map[route.NodeRef]struct{} // guarded by mu: looked up afresh and not found
+	mu        sync.Mutex                  // serialises refreshes
+	seen      map[string]time.Time        // guarded by mu: when routers were in the store last
+	listed    map[route.NodeRef]time.Time // guarded by mu: the same of gateways
+	gone      map[route.NodeRef]struct{}  // guarded by mu: left the picture, by the store's word
+	strangers map[route.NodeRef]struct{}  // guarded by mu: looked up afresh and not found
+	unsaid    bool                        // guarded by mu: Alive saw a change that changed has not been called for
 	cancel    context.CancelFunc
 	done      chan struct{}
 }
@@ -54,13 +63,17 @@ type view struct {
 	list     []route.Node
 	routers  []route.Router
 	names    []string // of routers, for the ring
+	ring     uint64   // counts the changes of names
 	err      error    // of the refresh; the picture is an earlier one then
 }
 
 // New returns a directory that knows nobody but this router. changed is called
-// after every refresh that changed the picture.
+// within refreshEvery of every change of the picture, of gateways or of routers.
 func New(store Store, self route.Router, log *slog.Logger, changed func()) *Directory {
-	d := &Directory{store: store, self: self, log: log, changed: changed, strangers: map[route.NodeRef]struct{}{}, done: make(chan struct{})}
+	d := &Directory{
+		store: store, self: self, log: log, changed: changed, done: make(chan struct{}), strangers: map[route.NodeRef]struct{}{},
+		seen: map[string]time.Time{}, listed: map[route.NodeRef]time.Time{}, gone: map[route.NodeRef]struct{}{},
+	}
 	d.view.Store(&view{routers: []route.Router{self}, names: []string{self.ID}})
 	return d
 }
@@ -93,10 +106,12 @@ func (d *Directory) Stop(ctx context.Context) error {
 }
 
 // refresh renews this router's lease and reads the picture. When the store is
-// away the last picture stands: forgetting everybody would lose every route.
+// away the routers stay, for forgetting them would move every user, and gateways
+// live by what they say here.
 func (d *Directory) refresh(ctx context.Context) {
 	d.mu.Lock()
-	changed := d.refreshLocked(ctx)
+	changed := d.refreshLocked(ctx) || d.unsaid
+	d.unsaid = false
 	d.mu.Unlock()
 	if changed {
 		d.changed()
@@ -106,56 +121,171 @@ func (d *Directory) refresh(ctx context.Context) {
 func (d *Directory) refreshLocked(ctx context.Context) (changed bool) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	err := d.store.RenewRouter(ctx, d.self, Lease)
-	var gateways []route.Node
-	var routers []route.Router
-	if err == nil {
-		gateways, err = d.store.Nodes(ctx)
+	var p picture
+	p.err = d.store.RenewRouter(ctx, d.self, Lease)
+	if p.err == nil {
+		p.gateways, p.err = d.store.Nodes(ctx)
+		p.partial = errors.Is(p.err, route.ErrPartial)
 	}
-	if err == nil {
-		routers, err = d.store.Routers(ctx)
+	if p.err == nil || p.partial {
+		p.routers, p.err = d.store.Routers(ctx)
+		p.partial = p.partial || errors.Is(p.err, route.ErrPartial)
+	}
+	if errors.Is(p.err, route.ErrPartial) {
+		p.err = nil
 	}
 	old := d.view.Load()
-	if err != nil {
-		if old.err == nil && ctx.Err() != context.Canceled {
-			d.log.Warn("directory_stale", "err", err)
-		}
-		stale := *old
-		stale.err = err
-		d.view.Store(&stale)
-		return false
+	if ctx.Err() == context.Canceled && p.err != nil {
+		return false // a caller who left, or Stop
 	}
-	v := &view{gateways: make(map[route.NodeRef]route.Node, len(gateways)), list: gateways, routers: routers}
-	changed = len(gateways) != len(old.list)
-	for _, g := range gateways {
-		v.gateways[g.NodeRef] = g
-		delete(d.strangers, g.NodeRef)
-		if old.gateways[g.NodeRef] != g {
-			changed = true
-		}
+	if p.err != nil && old.err == nil {
+		d.log.Warn("directory_stale", "err", p.err)
 	}
-	for _, r := range routers {
-		v.names = append(v.names, r.ID)
-	}
+	v := d.draw(old, p, time.Now())
 	d.view.Store(v)
-	return changed
+	return !slices.Equal(v.list, old.list) || !slices.Equal(v.routers, old.routers)
 }
 
-// Renew takes a gateway's word that it lives. It is known here at once.
+// picture is what the store says.
+type picture struct {
+	gateways []route.Node
+	routers  []route.Router
+	partial  bool  // more may be alive
+	err      error // nothing is known
+}
+
+// draw makes the next view. d.mu is held.
+func (d *Directory) draw(old *view, p picture, now time.Time) *view {
+	sure := p.err == nil && !p.partial
+	gateways := map[string]route.Node{} // the latest incarnation of each
+	add := func(n route.Node, overwrite bool) {
+		have, ok := gateways[n.ID]
+		if !ok || n.Incarnation > have.Incarnation || n.Incarnation == have.Incarnation && overwrite {
+			gateways[n.ID] = n
+		}
+	}
+	if !sure {
+		for _, n := range old.list {
+			if at, ok := d.listed[n.NodeRef]; ok && now.Sub(at) < Lease {
+				add(n, false)
+			}
+		}
+	}
+	for _, n := range d.heard.living(now) {
+		add(n, true)
+	}
+	for _, n := range p.gateways {
+		add(n, true)
+		d.listed[n.NodeRef] = now
+		delete(d.strangers, n.NodeRef)
+		delete(d.gone, n.NodeRef)
+	}
+	v := &view{gateways: make(map[route.NodeRef]route.Node, len(gateways)), err: p.err}
+	for _, n := range gateways {
+		v.gateways[n.NodeRef] = n
+		v.list = append(v.list, n)
+	}
+	slices.SortFunc(v.list, func(a, b route.Node) int { return cmp.Compare(a.ID, b.ID) })
+	for _, n := range old.list {
+		if _, ok := v.gateways[n.NodeRef]; !ok {
+			delete(d.listed, n.NodeRef)
+			if sure {
+				if len(d.gone) >= maxStrangers {
+					clear(d.gone)
+				}
+				d.gone[n.NodeRef] = struct{}{}
+			}
+		}
+	}
+	d.drawRouters(v, old, p, now)
+	return v
+}
+
+// drawRouters does the routers' part.
+func (d *Directory) drawRouters(v, old *view, p picture, now time.Time) {
+	v.routers = p.routers
+	known := map[string]bool{}
+	for _, r := range p.routers {
+		known[r.ID] = true
+		d.seen[r.ID] = now
+	}
+	if p.err != nil || p.partial {
+		for _, r := range old.routers {
+			if !known[r.ID] && (p.err != nil || r.ID == d.self.ID || now.Sub(d.seen[r.ID]) < Lease) {
+				v.routers = append(v.routers, r)
+			}
+			if p.err != nil {
+				d.seen[r.ID] = now
+			}
+		}
+		slices.SortFunc(v.routers, func(a, b route.Router) int { return cmp.Compare(a.ID, b.ID) })
+	}
+	for _, r := range v.routers {
+		v.names = append(v.names, r.ID)
+	}
+	if v.ring = old.ring; !slices.Equal(v.names, old.names) {
+		v.ring++
+	}
+	for id := range d.seen {
+		if !slices.Contains(v.names, id) {
+			delete(d.seen, id)
+		}
+	}
+}
+
+// Renew takes a gateway's word that it lives. It is known here at once. Without
+// the store its word is enough, unless it had lost its lease before or an earlier
+// incarnation speaks.
 func (d *Directory) Renew(ctx context.Context, n route.Node) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	if err := d.store.RenewNode(ctx, n, Lease); err != nil {
+	err := d.store.RenewNode(ctx, n, Lease)
+	switch {
+	case errors.Is(err, route.ErrSuperseded):
+		if d.heard.forget(n.NodeRef) {
+			d.refresh(ctx)
+		}
 		return err
+	case err != nil && d.passed(n.NodeRef):
+		return err
+	case err != nil && d.superseded(n.NodeRef):
+		return route.ErrSuperseded
 	}
+	d.heard.note(n, time.Now())
 	if known := d.view.Load().gateways[n.NodeRef]; known != n {
 		d.refresh(ctx)
 	}
 	return nil
 }
 
+// passed tells whether the gateway had lost its lease when the store was there.
+func (d *Directory) passed(ref route.NodeRef) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, gone := d.gone[ref]
+	return gone
+}
+
+// superseded tells whether a later incarnation is in the picture.
+func (d *Directory) superseded(ref route.NodeRef) bool {
+	for _, n := range d.view.Load().list {
+		if n.ID == ref.ID && n.Incarnation > ref.Incarnation {
+			return true
+		}
+	}
+	return false
+}
+
+// Heard tells whether the gateway has renewed its lease at this very router, and
+// it has not run out. It does not block.
+func (d *Directory) Heard(ref route.NodeRef) bool { return d.heard.lives(ref, time.Now()) }
+
 // Remove takes a gateway that stopped in order out of the directory.
 func (d *Directory) Remove(ctx context.Context, n route.NodeRef) error {
+	d.heard.forget(n)
+	d.mu.Lock()
+	delete(d.listed, n)
+	d.mu.Unlock()
 	err := d.store.RemoveNode(ctx, n)
 	d.refresh(ctx)
 	return err
@@ -174,7 +304,8 @@ func (d *Directory) Alive(ref route.NodeRef) bool {
 		d.mu.Unlock()
 		return false
 	}
-	d.refreshLocked(context.Background())
+	// The caller may hold what changed needs.
+	d.unsaid = d.refreshLocked(context.Background()) || d.unsaid
 	_, ok := d.view.Load().gateways[ref]
 	if !ok {
 		if len(d.strangers) >= maxStrangers {
@@ -205,6 +336,9 @@ func (d *Directory) Refs() []route.NodeRef {
 	return out
 }
 
+// Self returns this router.
+func (d *Directory) Self() route.Router { return d.self }
+
 // Routers returns all living routers; the slice must not be modified.
 func (d *Directory) Routers() []route.Router { return d.view.Load().routers }
 
@@ -217,6 +351,9 @@ func (d *Directory) Home(key route.UserKey) (home route.Router, self bool) {
 	}
 	return v.routers[i], v.routers[i].ID == d.self.ID
 }
+
+// Ring counts the changes of the set of routers.
+func (d *Directory) Ring() uint64 { return d.view.Load().ring }
 
 // Err is why the picture may be stale, nil when it is not.
 func (d *Directory) Err() error { return d.view.Load().err }

@@ -1,9 +1,14 @@
 // Package offline keeps messages for devices that are absent: in memory, for a
 // tenant's TTL, bounded per user and in all. A user's buffer lives at the
 // user's home router (DESIGN section 5).
+//
+// A user's entries have three parts, each older than the next: what closing
+// sessions handed back, what another router kept before it came here, and what
+// was kept here.
 package offline
 
 import (
+	"crypto/rand"
 	"hash/maphash"
 	"slices"
 	"sync"
@@ -12,59 +17,6 @@ import (
 
 	"github.com/mics-im/mics/router/internal/route"
 )
-
-// Message is one message as it will be delivered.
-type Message struct {
-	Bytes       []byte // a serialized MessageRequest; never modified
-	Unmoderated bool
-	// Key names it; a message that is there already is kept once. Zero: nobody
-	// can tell.
-	Key [16]byte
-}
-
-// Entry is a message and whom it is for.
-type Entry struct {
-	Message
-	// Devices are the absent devices it is kept for; empty: for whichever
-	// device of the user comes first.
-	Devices []string
-	// TTL is how long it is kept.
-	TTL time.Duration
-	// Front puts it before what is already there: it was handed back by a
-	// closing session, so it is older.
-	Front bool
-}
-
-// Limits bound the buffer.
-type Limits struct {
-	MaxMessagesPerUser int
-	MaxBytesPerUser    int
-	// MaxBytes bounds the whole buffer.
-	MaxBytes int64
-}
-
-// Drop says why a message was not kept, or not kept longer.
-type Drop string
-
-const (
-	// DropOverflow: the user's buffer was full and this was the oldest.
-	DropOverflow Drop = "overflow"
-	// DropExpired: its time was over.
-	DropExpired Drop = "expired"
-	// DropTooLarge: it alone is over the user's limit.
-	DropTooLarge Drop = "too_large"
-	// DropFull: the whole buffer is full.
-	DropFull Drop = "full"
-	// DropDisabled: the tenant keeps nothing.
-	DropDisabled Drop = "disabled"
-)
-
-// Drops lists every reason, for counters that start at zero.
-var Drops = []Drop{DropOverflow, DropExpired, DropTooLarge, DropFull, DropDisabled}
-
-// entryOverhead is what an entry costs besides its bytes, so that empty
-// messages are not free.
-const entryOverhead = 96
 
 const shardCount = 64
 
@@ -76,43 +28,102 @@ type Buffer struct {
 	seed    maphash.Seed
 	ids     atomic.Uint64
 	bytes   atomic.Int64
+	changed func(route.UserKey) // set before use
+	copied  bool                // set before use: copies are made
+	tenure  atomic.Int64        // see Begin
 }
 
 type shard struct {
 	mu    sync.Mutex
 	users map[route.UserKey]*user // guarded by mu
+	clock int64                   // guarded by mu: of the last entry kept
 }
 
 // user is guarded by its shard's mu.
 type user struct {
 	entries []kept // oldest first
 	bytes   int
+	// taken is what devices took and no copy was made of, lent to them for linger:
+	// if this process dies before it has passed it on, the copy is all there is.
+	taken []kept
 }
+
+// linger is how long a device's admission may take to become known elsewhere.
+const linger = 5 * time.Second
 
 type kept struct {
 	Message
 	id      uint64
 	devices []string // nil: whichever comes first
 	expires time.Time
-	front   bool // handed back
+	at      int64
+	part    part
+	version uint32 // rises with every change of the entry
+	copied  uint64 // the stream over which a copy of it was made; 0: none
+	lent    int64  // until when it is another router's to deliver, Unix time in nanoseconds
+}
+
+// part is where an entry belongs.
+type part uint8
+
+const (
+	handedBack part = iota
+	moved
+	normal
+)
+
+func partOf(e Entry) part {
+	switch {
+	case e.Front:
+		return handedBack
+	case e.Moved:
+		return moved
+	default:
+		return normal
+	}
+}
+
+// partNow is where the entry belongs since tenure began.
+func (k *kept) partNow(tenure int64) part {
+	if k.part == normal && k.at <= tenure {
+		return moved
+	}
+	return k.part
 }
 
 func (k *kept) size() int { return len(k.Bytes) + entryOverhead }
 
+// modified notes that copies of the entry are out of date.
+func (k *kept) modified() { k.version, k.copied = k.version+1, 0 }
+
 // New returns an empty buffer; dropped is told of every message that is not
 // kept to its delivery, and must not call back.
 func New(limits Limits, dropped func(tenant string, why Drop, n int)) *Buffer {
-	b := &Buffer{limits: limits, dropped: dropped, seed: maphash.MakeSeed()}
+	b := &Buffer{limits: limits, dropped: dropped, seed: maphash.MakeSeed(), changed: func(route.UserKey) {}}
 	for i := range b.shards {
 		b.shards[i].users = make(map[route.UserKey]*user)
 	}
 	return b
 }
 
+// OnChange has f called with every user of whom an entry was taken away or
+// given less devices, except by Put and by time. f must not block or call back.
+// It is for the owner, before the buffer is used.
+func (b *Buffer) OnChange(f func(route.UserKey)) { b.changed, b.copied = f, true }
+
+// Begin says that what is here already was kept before what other routers kept
+// from now on: homes have changed. It counts as moved.
+func (b *Buffer) Begin() { b.tenure.Store(time.Now().UnixNano()) }
+
 // Put keeps the entry and returns its id, for TakeBack. ok is false when it
-// was not kept. A repeat of what is there is kept once, under its first id.
+// was not kept. A repeat of what is there is kept once, under its first id and
+// in the older of the two places.
 func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
-	k := kept{Message: e.Message, devices: slices.Clone(e.Devices), front: e.Front}
+	k := kept{Message: e.Message, devices: slices.Clone(e.Devices), part: partOf(e), at: e.At}
+	named := k.Key != [16]byte{}
+	if !named {
+		_, _ = rand.Read(k.Key[:]) // never fails
+	}
 	switch {
 	case e.TTL <= 0:
 		b.dropped(key.Tenant, DropDisabled, 1)
@@ -137,56 +148,69 @@ func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
 		s.users[key] = u
 	}
 	b.expire(key, u, now)
-	if id, ok := u.merge(k); ok {
-		b.bytes.Add(-int64(k.size()))
-		return id, true
+	if k.at == 0 {
+		k.at = max(now.UnixNano(), s.clock+1)
+		s.clock = k.at
+	}
+	if named {
+		if id, ok := u.merge(k, b.tenure.Load()); ok {
+			b.bytes.Add(-int64(k.size()))
+			return id, true
+		}
 	}
 	for len(u.entries) >= b.limits.MaxMessagesPerUser || u.bytes+k.size() > b.limits.MaxBytesPerUser {
-		if e.Front {
+		b.dropped(key.Tenant, DropOverflow, 1)
+		if u.place(k, b.tenure.Load()) == 0 {
 			// It is the oldest itself.
 			b.bytes.Add(-int64(k.size()))
-			b.dropped(key.Tenant, DropOverflow, 1)
 			return 0, false
 		}
 		b.remove(u, 0)
-		b.dropped(key.Tenant, DropOverflow, 1)
 	}
 	u.bytes += k.size()
-	if e.Front {
-		u.entries = slices.Insert(u.entries, frontIndex(u.entries), k)
-	} else {
-		u.entries = append(u.entries, k)
-	}
+	u.entries = slices.Insert(u.entries, u.place(k, b.tenure.Load()), k)
 	return k.id, true
 }
 
 // merge adds the devices of k to the same message, if it is there already. The
 // shard is locked.
-func (u *user) merge(k kept) (id uint64, ok bool) {
-	if k.Key == [16]byte{} {
+func (u *user) merge(k kept, tenure int64) (id uint64, ok bool) {
+	i := slices.IndexFunc(u.entries, func(e kept) bool {
+		return e.Key == k.Key && (len(e.devices) == 0) == (len(k.devices) == 0)
+	})
+	if i < 0 {
 		return 0, false
 	}
-	for i := range u.entries {
-		e := &u.entries[i]
-		if e.Key != k.Key || (len(e.devices) == 0) != (len(k.devices) == 0) {
-			continue
+	e := u.entries[i]
+	for _, d := range k.devices {
+		if !slices.Contains(e.devices, d) {
+			e.devices = append(e.devices, d)
+			e.modified()
 		}
-		for _, d := range k.devices {
-			if !slices.Contains(e.devices, d) {
-				e.devices = append(e.devices, d)
-			}
-		}
-		return e.id, true
 	}
-	return 0, false
+	if k.part < e.part {
+		e.part, e.at = k.part, min(e.at, k.at)
+		e.modified()
+		u.entries = slices.Delete(u.entries, i, i+1)
+		i = u.place(e, tenure)
+		u.entries = slices.Insert(u.entries, i, e)
+	}
+	u.entries[i] = e
+	return e.id, true
 }
 
-// frontIndex is where a handed-back entry goes: before everything that was
-// put normally, behind what was handed back before it.
-func frontIndex(entries []kept) int {
-	i := slices.IndexFunc(entries, func(k kept) bool { return !k.front })
-	if i < 0 {
-		return len(entries)
+// place is the index at which k goes in: at the end of its part, except that
+// the two older parts are in the order of at, because their entries may come
+// from several routers.
+func (u *user) place(k kept, tenure int64) int {
+	i := len(u.entries)
+	for i > 0 {
+		before := &u.entries[i-1]
+		part := before.partNow(tenure)
+		if part < k.part || k.part == normal || part == k.part && before.at <= k.at {
+			break
+		}
+		i--
 	}
 	return i
 }
@@ -194,51 +218,56 @@ func frontIndex(entries []kept) int {
 // TakeBack removes an entry that Put kept and reports whether it was still
 // there, that is, whether no device has taken it meanwhile.
 func (b *Buffer) TakeBack(key route.UserKey, id uint64) bool {
-	s := b.shard(key)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	u := s.users[key]
-	if u == nil {
-		return false
-	}
-	i := slices.IndexFunc(u.entries, func(k kept) bool { return k.id == id })
-	if i < 0 {
-		return false
-	}
-	b.remove(u, i)
-	b.forgetEmpty(s, key, u)
-	return true
+	return b.TakeBackAll(key, []Back{{ID: id}})[0]
+}
+
+// Back names what Put kept.
+type Back struct {
+	ID uint64
+	// Devices are those that were put; an earlier put of the same message may have
+	// been for others, which is not taken back. None: all.
+	Devices []string
+}
+
+// TakeBackAll is TakeBack of several entries at once: a device that connects
+// takes all of them or none.
+func (b *Buffer) TakeBackAll(key route.UserKey, entries []Back) []bool {
+	out := make([]bool, len(entries))
+	b.with(key, func(u *user, now time.Time) (changed bool) {
+		for n, e := range entries {
+			i := slices.IndexFunc(u.entries, func(k kept) bool { return k.id == e.ID })
+			if i < 0 || now.UnixNano() < u.entries[i].lent { // another router delivers it
+				continue
+			}
+			k := &u.entries[i]
+			others := slices.DeleteFunc(slices.Clone(k.devices), func(d string) bool { return slices.Contains(e.Devices, d) })
+			switch {
+			case len(e.Devices) == 0 || len(others) == 0:
+				b.remove(u, i)
+			case len(others) == len(k.devices):
+				continue
+			default:
+				k.devices = others
+				k.modified()
+			}
+			out[n], changed = true, true
+		}
+		return changed
+	})
+	return out
 }
 
 // Take returns what is kept for the device, oldest first, and no longer keeps
-// it for that device.
-func (b *Buffer) Take(key route.DeviceKey) []Message {
-	s := b.shard(key.UserKey)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	u := s.users[key.UserKey]
-	if u == nil {
-		return nil
-	}
-	b.expire(key.UserKey, u, time.Now())
-	var out []Message
-	for i := 0; i < len(u.entries); {
-		k := &u.entries[i]
-		at := slices.Index(k.devices, key.Device)
-		if len(k.devices) > 0 && at < 0 {
-			i++
-			continue
+// it for that device. front is what was handed back, rest came later.
+func (b *Buffer) Take(key route.DeviceKey) (front, rest []Message) {
+	for _, h := range b.TakeHeld(key) {
+		if h.Front {
+			front = append(front, h.Message)
+		} else {
+			rest = append(rest, h.Message)
 		}
-		out = append(out, k.Message)
-		if len(k.devices) > 1 {
-			k.devices = slices.Delete(k.devices, at, at+1)
-			i++
-			continue
-		}
-		b.remove(u, i)
 	}
-	b.forgetEmpty(s, key.UserKey, u)
-	return out
+	return front, rest
 }
 
 // Sweep drops everything whose time is over. The owner calls it now and then;
@@ -260,6 +289,7 @@ func (b *Buffer) Sweep() {
 func (b *Buffer) Bytes() int64 { return b.bytes.Load() }
 
 func (b *Buffer) expire(key route.UserKey, u *user, now time.Time) {
+	u.taken = slices.DeleteFunc(u.taken, func(k kept) bool { return b.over(&k, now) })
 	n := 0
 	for i := 0; i < len(u.entries); {
 		if now.Before(u.entries[i].expires) {
@@ -270,6 +300,7 @@ func (b *Buffer) expire(key route.UserKey, u *user, now time.Time) {
 		n++
 	}
 	if n > 0 {
+		// Copies expire by themselves.
 		b.dropped(key.Tenant, DropExpired, n)
 	}
 }
@@ -282,8 +313,17 @@ func (b *Buffer) remove(u *user, i int) {
 	b.bytes.Add(-int64(size))
 }
 
+// over ends the lingering of what was taken.
+func (b *Buffer) over(k *kept, now time.Time) bool {
+	if now.UnixNano() < k.lent && now.Before(k.expires) {
+		return false
+	}
+	b.bytes.Add(-int64(k.size()))
+	return true
+}
+
 func (b *Buffer) forgetEmpty(s *shard, key route.UserKey, u *user) {
-	if len(u.entries) == 0 {
+	if len(u.entries)+len(u.taken) == 0 {
 		delete(s.users, key)
 	}
 }

@@ -13,9 +13,13 @@ import (
 
 var ann = route.UserKey{Tenant: "t", User: "ann"}
 
-func device(name string) route.DeviceKey { return route.DeviceKey{UserKey: ann, Device: name} }
-
 type drops map[Drop]int
+
+// take is what the device gets, in order.
+func take(b *Buffer, device string) []Message {
+	front, rest := b.Take(route.DeviceKey{UserKey: ann, Device: device})
+	return append(front, rest...)
+}
 
 func newBuffer(l Limits) (*Buffer, drops) {
 	d := drops{}
@@ -38,10 +42,10 @@ func TestFirstDeviceTakesWhatIsForAnyOne(t *testing.T) {
 	b, _ := newBuffer(roomy)
 	b.Put(ann, text("1"))
 	b.Put(ann, text("2"))
-	if got := texts(b.Take(device("phone"))); !slices.Equal(got, []string{"1", "2"}) {
+	if got := texts(take(b, "phone")); !slices.Equal(got, []string{"1", "2"}) {
 		t.Fatalf("first device got %q", got)
 	}
-	if got := b.Take(device("desk")); got != nil {
+	if got := take(b, "desk"); got != nil {
 		t.Fatalf("second device got %q again", texts(got))
 	}
 	if b.Bytes() != 0 {
@@ -55,10 +59,10 @@ func TestEachAbsentDeviceGetsItsCopyOnce(t *testing.T) {
 	e.Devices = []string{"phone", "desk"}
 	b.Put(ann, e)
 	for _, d := range []string{"desk", "phone"} {
-		if got := texts(b.Take(device(d))); !slices.Equal(got, []string{"hello"}) {
+		if got := texts(take(b, d)); !slices.Equal(got, []string{"hello"}) {
 			t.Fatalf("%s got %q", d, got)
 		}
-		if got := b.Take(device(d)); got != nil {
+		if got := take(b, d); got != nil {
 			t.Fatalf("%s got it twice", d)
 		}
 	}
@@ -76,7 +80,7 @@ func TestHandedBackComesFirstInItsOrder(t *testing.T) {
 		b.Put(ann, e)
 	}
 	b.Put(ann, text("4"))
-	if got := texts(b.Take(device("d"))); !slices.Equal(got, []string{"1", "2", "3", "4"}) {
+	if got := texts(take(b, "d")); !slices.Equal(got, []string{"1", "2", "3", "4"}) {
 		t.Fatalf("order %q", got)
 	}
 }
@@ -91,7 +95,7 @@ func TestOldestGoesAndIsCounted(t *testing.T) {
 	if _, ok := b.Put(ann, old); ok {
 		t.Fatal("a handed-back message pushed newer ones out of a full buffer")
 	}
-	if got := texts(b.Take(device("d"))); !slices.Equal(got, []string{"3", "4"}) {
+	if got := texts(take(b, "d")); !slices.Equal(got, []string{"3", "4"}) {
 		t.Fatalf("kept %q", got)
 	}
 	if d[DropOverflow] != 4 {
@@ -100,13 +104,13 @@ func TestOldestGoesAndIsCounted(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	b, d := newBuffer(Limits{MaxMessagesPerUser: 9, MaxBytesPerUser: 200, MaxBytes: 250})
+	b, d := newBuffer(Limits{MaxMessagesPerUser: 9, MaxBytesPerUser: 250, MaxBytes: 300})
 	off := text("x")
 	off.TTL = 0
 	if _, ok := b.Put(ann, off); ok || d[DropDisabled] != 1 {
 		t.Error("kept although the tenant keeps nothing")
 	}
-	if _, ok := b.Put(ann, text(string(make([]byte, 200)))); ok || d[DropTooLarge] != 1 {
+	if _, ok := b.Put(ann, text(string(make([]byte, 250)))); ok || d[DropTooLarge] != 1 {
 		t.Error("kept although it alone is over the limit")
 	}
 	if _, ok := b.Put(ann, text(string(make([]byte, 100)))); !ok {
@@ -125,14 +129,14 @@ func TestTakeBackAndExpiry(t *testing.T) {
 			t.Fatal("an entry can be taken back exactly once")
 		}
 		id, _ = b.Put(ann, text("2"))
-		b.Take(device("d"))
+		take(b, "d")
 		if b.TakeBack(ann, id) {
 			t.Fatal("taken back although a device had it")
 		}
 		b.Put(ann, text("3"))
 		time.Sleep(time.Minute) // fake time
 		b.Sweep()
-		if b.Take(device("d")) != nil || d[DropExpired] != 1 || b.Bytes() != 0 {
+		if take(b, "d") != nil || d[DropExpired] != 1 || b.Bytes() != 0 {
 			t.Fatalf("expired entry still there, drops %v", d)
 		}
 	})
@@ -147,7 +151,7 @@ func TestAgainstModel(t *testing.T) {
 		for n := range rapid.IntRange(1, 60).Draw(t, "steps") {
 			d := rapid.SampledFrom(devices).Draw(t, "device")
 			if rapid.Bool().Draw(t, "take") {
-				if got := texts(b.Take(device(d))); !slices.Equal(got, want[d]) {
+				if got := texts(take(b, d)); !slices.Equal(got, want[d]) {
 					t.Fatalf("%s got %q, want %q", d, got, want[d])
 				}
 				delete(want, d)
@@ -161,7 +165,7 @@ func TestAgainstModel(t *testing.T) {
 			}
 		}
 		for _, d := range devices {
-			b.Take(device(d))
+			take(b, d)
 		}
 		if b.Bytes() != 0 {
 			t.Fatalf("%d bytes left", b.Bytes())
@@ -180,9 +184,140 @@ func TestARepeatIsKeptOnce(t *testing.T) {
 		t.Fatalf("kept as %d and %d, %d bytes, then %d", first, again, before, b.Bytes())
 	}
 	for _, device := range []string{"phone", "desk", "phone"} {
-		got := b.Take(route.DeviceKey{UserKey: key, Device: device})
+		got := take(b, device)
 		if want := map[bool]int{true: 0, false: 1}[b.Bytes() == 0 && device == "phone"]; len(got) != want {
 			t.Errorf("%s got %d", device, len(got))
 		}
+	}
+}
+
+func TestWhatIsTakenBackLeavesOtherDevicesTheirs(t *testing.T) {
+	b, _ := newBuffer(roomy)
+	m := Message{Bytes: []byte("hi"), Key: [16]byte{1}}
+	b.Put(ann, Entry{Message: m, Devices: []string{"phone"}, TTL: time.Minute, Front: true})
+	id, _ := b.Put(ann, Entry{Message: m, Devices: []string{"desk"}, TTL: time.Minute, Front: true})
+	desk := []Back{{ID: id, Devices: []string{"desk"}}}
+	if !b.TakeBackAll(ann, desk)[0] || b.TakeBackAll(ann, desk)[0] {
+		t.Fatal("the second put can be taken back exactly once")
+	}
+	if got := texts(take(b, "phone")); !slices.Equal(got, []string{"hi"}) {
+		t.Fatalf("phone got %q", got)
+	}
+}
+
+func TestWhatWasElsewhereComesInItsPlace(t *testing.T) {
+	b, _ := newBuffer(roomy)
+	put := func(s string, at int64, front, moved bool) {
+		e := text(s)
+		e.At, e.Front, e.Moved, e.Key = at, front, moved, [16]byte{s[0]}
+		b.Put(ann, e)
+	}
+	put("8", 0, false, false)
+	put("5", 50, false, true)
+	put("4", 40, false, true)
+	put("2", 20, true, true)
+	put("9", 0, false, false)
+	put("7", 0, false, false) // a repeat of one that another router had, too
+	put("7", 70, false, true)
+	put("1", 10, true, true)
+	put("6", 60, false, true)
+	put("4", 40, false, true)
+	front, rest := b.Take(route.DeviceKey{UserKey: ann, Device: "phone"})
+	if !slices.Equal(texts(front), []string{"1", "2"}) || !slices.Equal(texts(rest), []string{"4", "5", "6", "7", "8", "9"}) {
+		t.Fatalf("front %q, rest %q", texts(front), texts(rest))
+	}
+	if b.Bytes() != 0 {
+		t.Fatalf("%d bytes left", b.Bytes())
+	}
+}
+
+func TestWhatIsLentIsKeptUntilItIsTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, _ := newBuffer(roomy)
+		changes := 0
+		b.OnChange(func(route.UserKey) { changes++ })
+		phone := route.DeviceKey{UserKey: ann, Device: "phone"}
+		desk := route.DeviceKey{UserKey: ann, Device: "desk"}
+		any, _ := b.Put(ann, text("any"))
+		e := text("both")
+		e.Devices = []string{"phone", "desk"}
+		b.Put(ann, e)
+		lent := b.Lend(phone, time.Second, 1<<20)
+		if len(lent) != 2 || changes != 0 {
+			t.Fatalf("lent %v, %d changes", lent, changes)
+		}
+		if got := b.Lend(desk, time.Second, 1<<20); len(got) != 1 || string(got[0].Bytes) != "both" {
+			t.Fatalf("lent to desk: %v", got)
+		}
+		if b.TakeBack(ann, any) || len(b.TakeFree(phone)) != 0 {
+			t.Fatal("what is lent was taken back")
+		}
+		if held, more := b.Movable(ann); len(held) != 0 || !more {
+			t.Fatalf("movable %v", held)
+		}
+		time.Sleep(time.Second) // fake time: the loan is over
+		if held, more := b.Movable(ann); len(held) != 2 || more {
+			t.Fatalf("movable %v", held)
+		}
+		b.Taken(phone, []uint64{lent[0].ID, lent[1].ID})
+		if b.Drop(ann, lent[1]) || changes != 1 {
+			t.Fatalf("dropped although desk has not got it, %d changes", changes)
+		}
+		if got := texts(take(b, "desk")); !slices.Equal(got, []string{"both"}) {
+			t.Fatalf("desk got %q", got)
+		}
+		// No copy was made yet of what they took.
+		left, _ := b.Snapshot(ann, 7, 1<<20)
+		if len(left) != 3 || !left[0].Taken || !left[2].Taken {
+			t.Fatalf("lingering: %+v", left)
+		}
+		b.Copied(ann, left[:1], 7)
+		if left, _ = b.Snapshot(ann, 7, 1<<20); len(left) != 2 {
+			t.Fatalf("lingering after a copy: %+v", left)
+		}
+		time.Sleep(linger) // fake time
+		b.Sweep()
+		if b.Bytes() != 0 {
+			t.Fatalf("%d bytes left", b.Bytes())
+		}
+	})
+}
+
+func TestASnapshotTellsWhatHasNoCopy(t *testing.T) {
+	b, _ := newBuffer(roomy)
+	for i := range 3 {
+		e := text(fmt.Sprint(i))
+		e.Devices = []string{"phone", "desk"}
+		b.Put(ann, e)
+	}
+	first, more := b.Snapshot(ann, 7, 2*entryOverhead+10)
+	if len(first) != 2 || !more || b.HasCopies(ann, 7) {
+		t.Fatalf("%d entries, more %v", len(first), more)
+	}
+	b.Copied(ann, first, 7)
+	known := func(stream uint64) (out []bool) {
+		all, _ := b.Snapshot(ann, stream, 1<<20)
+		for _, h := range all {
+			out = append(out, h.Known)
+		}
+		return out
+	}
+	if got := known(7); !slices.Equal(got, []bool{true, true, false}) {
+		t.Fatalf("known %v", got)
+	}
+	all, _ := b.Snapshot(ann, 7, 1<<20)
+	b.Taken(route.DeviceKey{UserKey: ann, Device: "phone"}, []uint64{all[2].ID})
+	b.Copied(ann, all, 7) // of what was before
+	if got := known(7); !slices.Equal(got, []bool{true, true, false}) {
+		t.Fatalf("after a change: known %v", got)
+	}
+	all, _ = b.Snapshot(ann, 8, 1<<20)
+	b.Copied(ann, all, 8)
+	if !b.HasCopies(ann, 8) || b.HasCopies(ann, 7) {
+		t.Fatal("copies over the new stream are not known")
+	}
+	b.Uncopied(ann, 8)
+	if b.HasCopies(ann, 8) {
+		t.Fatal("copies that are gone are known")
 	}
 }

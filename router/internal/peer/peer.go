@@ -1,32 +1,33 @@
-// Package peer finds a user's home router and does there, or here when this
-// router is it, what only the home does: keep the user's offline buffer.
+// Package peer is what routers do for each other's users. It finds a user's home
+// router and keeps there, or here when this router is it, the user's offline
+// buffer; it keeps a copy of it at the next router in the ranking, and moves it
+// when routers come and go (DESIGN section 5).
+//
+// A router holds its own entries (offline.Buffer), and copies of those of others
+// (replicas). Copies are brought up to date by a link to each other router, user
+// by user: what is sent is the user's present state, with the messages that the
+// other side has not got yet. So a call that failed is simply made again, and
+// there is no log that could overflow.
+//
+// What a router holds for users whose home is elsewhere it moves there: its own
+// entries when their home has changed, and copies whose owner is gone, which
+// become its own first. Until that is over, a device that connects at the home
+// gets what other routers still hold for it (TakeFor).
 package peer
 
 import (
 	"context"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"connectrpc.com/connect"
 	"github.com/mics-im/mics/internal/rpc"
-	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
-	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
+	"github.com/mics-im/mics/router/internal/dedup"
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/offline"
 	"github.com/mics-im/mics/router/internal/route"
-)
-
-const (
-	// lanes is how many buffer writes go on at once; a user has always the same
-	// lane, which keeps the order of what is kept for him.
-	lanes = 16
-	// maxQueued bounds the entries that wait in a lane; beyond it an entry is
-	// not kept, and SENT is not said for it.
-	maxQueued   = 10_000
-	putTimeout  = 3 * time.Second
-	maxPerBatch = 256
 )
 
 // Directory tells who is a user's home.
@@ -35,18 +36,59 @@ type Directory interface {
 	Alive(route.NodeRef) bool
 }
 
+// Members tells which routers are alive, the same that Directory ranks. The slice
+// that Routers returns is not modified, and a new one when it has changed.
+type Members interface {
+	Self() route.Router
+	Routers() []route.Router
+}
+
 // Lookup reads a user's records past every cache.
 type Lookup func(ctx context.Context, key route.UserKey) ([]route.Record, error)
 
-// Options configure a Buffer; all are required.
+// Sents remembers what was answered SENT.
+type Sents interface {
+	Learn(dedup.Record)
+	Records(func([]dedup.Record) bool)
+}
+
+// Hooks are counters; they must not block. Those that are nil are not called.
+type Hooks struct {
+	// SyncFailed counts calls to the holder of copies that failed; they are made
+	// again.
+	SyncFailed func()
+	// SingleCopy counts entries that SENT was said for, although the copy could
+	// not be made in time; it is made later.
+	SingleCopy func(n int)
+	// Moved counts entries that went to another home.
+	Moved func(n int)
+	// Overflowed counts what was not passed on because too much waited: marks of
+	// users, for which everything is sent anew later, and records of sent
+	// messages, which are not.
+	Overflowed func(n int)
+	// CopiesRefused counts entries of other routers for which there was no room.
+	CopiesRefused func(n int)
+}
+
+// Options configure a Buffer. Members, Sents, Deliver and Hooks may be missing.
 type Options struct {
 	Directory Directory
-	Local     *offline.Buffer
-	Lookup    Lookup
+	// Members nil: what is kept has one copy and never moves.
+	Members Members
+	Local   *offline.Buffer
+	Lookup  Lookup
 	// Client returns the client of another router.
 	Client func(route.Router) routerv1connect.PeerServiceClient
 	// TTL is how long the tenant keeps messages; zero: not at all.
 	TTL func(tenant string) time.Duration
+	// Sents nil: other routers do not learn what was sent.
+	Sents Sents
+	// Deliver brings a message to a device of the user that came back before what
+	// was kept for it had reached its home; if it has left again, into the
+	// buffer. Messages of one user come in order. It must not block. Nil: they
+	// stay until the device connects again.
+	Deliver func(route.DeviceKey, *dispatch.Message)
+	Hooks   Hooks
 }
 
 // Buffer implements dispatch.Buffer over all routers.
@@ -54,174 +96,116 @@ type Buffer struct {
 	opts  Options
 	seed  maphash.Seed
 	lanes [lanes]*rpc.Queue[dispatch.BufferEntry]
-	wg    sync.WaitGroup
+	laned sync.WaitGroup
+
+	replicas *replicas
+	streams  atomic.Uint64
+	present  atomic.Pointer[view]
+	vmu      sync.Mutex   // serialises changes of present
+	left     atomic.Int64 // since when this router leaves, Unix time in nanoseconds; changes under vmu
+
+	lmu   sync.Mutex
+	links map[route.NodeRef]*link // guarded by lmu
+
+	rmu      sync.Mutex
+	rechecks map[route.UserKey]struct{} // guarded by rmu: adopted, devices may be there
+
+	keepKick, moveKick, pushKick chan struct{} // capacity 1
+	ctx                          context.Context
+	cancel                       context.CancelFunc
+	wg                           sync.WaitGroup
 }
 
-// NewBuffer returns a buffer; Close ends it.
+// NewBuffer returns a buffer; Close ends it. It takes Local's OnChange.
 func NewBuffer(opts Options) *Buffer {
-	b := &Buffer{opts: opts, seed: maphash.MakeSeed()}
+	b := &Buffer{
+		opts: opts, seed: maphash.MakeSeed(),
+		links: map[route.NodeRef]*link{}, rechecks: map[route.UserKey]struct{}{},
+		keepKick: make(chan struct{}, 1), moveKick: make(chan struct{}, 1), pushKick: make(chan struct{}, 1),
+	}
+	b.opts.Hooks = opts.Hooks.whole()
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	if opts.Members != nil {
+		b.replicas = newReplicas(opts.Local.Limits().MaxBytes, b.opts.Hooks.CopiesRefused)
+		pushed := b.view()
+		opts.Local.OnChange(func(key route.UserKey) { b.mark([]route.UserKey{key}, nil) })
+		b.wg.Go(b.keeper)
+		b.wg.Go(b.mover)
+		b.wg.Go(func() { b.pusher(pushed) })
+	}
 	for i := range b.lanes {
 		q := rpc.NewQueue[dispatch.BufferEntry](maxQueued)
 		b.lanes[i] = q
-		b.wg.Go(func() { b.serve(q) })
+		b.laned.Go(func() { b.serve(q) })
 	}
 	return b
 }
 
-// Close takes nothing more and waits until what is queued has been put.
+// Close takes nothing more and waits until what is queued has been put. No other
+// method may be running or be called any more.
 func (b *Buffer) Close() {
 	for _, q := range b.lanes {
 		q.Close()
 	}
+	b.laned.Wait()
+	b.cancel()
 	b.wg.Wait()
-}
-
-// Put implements dispatch.Buffer.
-func (b *Buffer) Put(e dispatch.BufferEntry) {
-	lane := b.lanes[maphash.Comparable(b.seed, e.Key)%lanes]
-	if !lane.Push(e) {
-		// Not from the caller's stack: it may hold the user's flow.
-		go e.Done(dispatch.NotKept)
+	b.lmu.Lock()
+	defer b.lmu.Unlock()
+	for _, l := range b.links {
+		l.close()
 	}
 }
 
-func (b *Buffer) serve(q *rpc.Queue[dispatch.BufferEntry]) {
-	var spare []dispatch.BufferEntry
-	for {
-		batch, ok := q.Take(context.Background(), spare)
-		if !ok {
-			return
-		}
-		for rest := batch; len(rest) > 0; {
-			n := b.run(rest)
-			b.put(rest[:n])
-			rest = rest[n:]
-		}
-		spare = batch
+// CopiesBytes is the size of what is kept here for other routers.
+func (b *Buffer) CopiesBytes() int64 {
+	if b.replicas == nil {
+		return 0
 	}
+	return b.replicas.size()
 }
 
-// run is how many of the first entries have one home.
-func (b *Buffer) run(entries []dispatch.BufferEntry) int {
-	first, _ := b.opts.Directory.Home(entries[0].Key)
-	n := 1
-	for n < len(entries) && n < maxPerBatch {
-		if home, _ := b.opts.Directory.Home(entries[n].Key); home.NodeRef != first.NodeRef {
-			break
-		}
-		n++
+// SyncQueue is how many users' states and records of sent messages wait to be
+// passed on to other routers.
+func (b *Buffer) SyncQueue() int64 {
+	b.lmu.Lock()
+	defer b.lmu.Unlock()
+	n := 0
+	for _, l := range b.links {
+		n += l.waiting()
 	}
-	return n
+	return int64(n)
 }
 
-func (b *Buffer) put(entries []dispatch.BufferEntry) {
-	ctx, cancel := context.WithTimeout(context.Background(), putTimeout)
-	defer cancel()
-	home, self := b.opts.Directory.Home(entries[0].Key)
-	if self {
-		for _, e := range entries {
-			e.Done(b.Keep(ctx, e))
-		}
-		return
+// whole replaces what is missing.
+func (h Hooks) whole() Hooks {
+	if h.SyncFailed == nil {
+		h.SyncFailed = func() {}
 	}
-	req := &routerv1.BufferRequest{}
-	for _, e := range entries {
-		req.Entries = append(req.Entries, &routerv1.BufferEntry{
-			TenantId: e.Key.Tenant, UserId: e.Key.User, DeviceIds: e.Devices,
-			Message: e.Message.Bytes, Unmoderated: e.Message.Unmoderated, Front: e.Front, Key: e.Message.Key[:],
-		})
-	}
-	res, err := b.opts.Client(home).Buffer(ctx, connect.NewRequest(req))
-	for i, e := range entries {
-		out := dispatch.NotKept
-		if err == nil && i < len(res.Msg.Results) {
-			switch res.Msg.Results[i] {
-			case routerv1.BufferResponse_RESULT_STORED:
-				out = dispatch.Stored
-			case routerv1.BufferResponse_RESULT_ONLINE:
-				out = dispatch.Online
-			}
-		}
-		e.Done(out)
-	}
-}
-
-// Keep puts one entry into this router's buffer. It inserts first and then
-// looks whether a device has come: a connecting session registers its route
-// before it takes the buffer, so between the two orders no message is stranded
-// (DESIGN section 5).
-func (b *Buffer) Keep(ctx context.Context, e dispatch.BufferEntry) dispatch.BufferResult {
-	id, ok := b.opts.Local.Put(e.Key, offline.Entry{
-		Message: offline.Message{Bytes: e.Message.Bytes, Unmoderated: e.Message.Unmoderated, Key: e.Message.Key},
-		Devices: e.Devices, TTL: b.opts.TTL(e.Key.Tenant), Front: e.Front,
-	})
-	if !ok {
-		return dispatch.NotKept
-	}
-	records, err := b.opts.Lookup(ctx, e.Key)
-	if err != nil {
-		// Kept; whoever connects takes it.
-		return dispatch.Stored
-	}
-	if b.someoneCame(e, records) && b.opts.Local.TakeBack(e.Key, id) {
-		return dispatch.Online
-	}
-	return dispatch.Stored
-}
-
-func (b *Buffer) someoneCame(e dispatch.BufferEntry, records []route.Record) bool {
-	plan := route.PlanFor(records, "", b.opts.Directory.Alive, time.Now())
-	if len(e.Devices) == 0 {
-		return !plan.Nobody()
-	}
-	for _, r := range plan.Live {
-		for _, d := range e.Devices {
-			if r.Device == d {
-				return true
-			}
+	for _, f := range []*func(int){&h.SingleCopy, &h.Moved, &h.Overflowed, &h.CopiesRefused} {
+		if *f == nil {
+			*f = func(int) {}
 		}
 	}
-	return false
+	return h
 }
 
-// KeepAll serves another router's Buffer call.
-func (b *Buffer) KeepAll(ctx context.Context, req *routerv1.BufferRequest) *routerv1.BufferResponse {
-	res := &routerv1.BufferResponse{}
-	for _, e := range req.Entries {
-		got := b.Keep(ctx, dispatch.BufferEntry{
-			Key: route.UserKey{Tenant: e.TenantId, User: e.UserId}, Devices: e.DeviceIds,
-			Message: &dispatch.Message{Bytes: e.Message, Unmoderated: e.Unmoderated, Key: KeyOf(e.Key)}, Front: e.Front,
-		})
-		res.Results = append(res.Results, map[dispatch.BufferResult]routerv1.BufferResponse_Result{
-			dispatch.Stored:  routerv1.BufferResponse_RESULT_STORED,
-			dispatch.Online:  routerv1.BufferResponse_RESULT_ONLINE,
-			dispatch.NotKept: routerv1.BufferResponse_RESULT_SKIPPED,
-		}[got])
-	}
-	return res
-}
-
-// HandBack keeps what a closing session did not deliver, before everything
-// that came later; online is called for what its device must get live, since
-// it is back already.
-func (b *Buffer) HandBack(key route.DeviceKey, undelivered []*gatewayv1.Undelivered, online func(*dispatch.Message), lost func(n int)) {
-	for _, u := range undelivered {
-		m := &dispatch.Message{Bytes: u.Message, Unmoderated: u.Unmoderated, Key: KeyOf(u.Key)}
-		b.Put(dispatch.BufferEntry{Key: key.UserKey, Devices: []string{key.Device}, Message: m, Front: true, Done: func(r dispatch.BufferResult) {
-			switch r {
-			case dispatch.Online:
-				online(m)
-			case dispatch.NotKept:
-				lost(1)
-			}
-		}})
+// kick wakes the owner of the channel.
+func kick(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
-// KeyOf is a message's key from the wire; one of another size is none.
-func KeyOf(b []byte) (key [16]byte) {
-	if len(b) == len(key) {
-		copy(key[:], b)
+// sleep waits; false when ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
-	return key
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/mics-im/mics/internal/testkit"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/dispatch"
@@ -55,10 +56,12 @@ func newPair() *pair {
 		TTL:    func(string) time.Duration { return time.Hour },
 	}
 	p.home = NewBuffer(o)
-	o.Directory, o.Local = seenFrom{}, nil
+	o.Directory, o.Local = seenFrom{}, offline.New(offline.Limits{}, func(string, offline.Drop, int) {})
 	p.away = NewBuffer(o)
 	return p
 }
+
+func TestMain(m *testing.M) { testkit.Main(m) }
 
 var phone = route.DeviceKey{UserKey: route.UserKey{Tenant: "t", User: "ann"}, Device: "phone"}
 
@@ -78,7 +81,7 @@ func TestAnEntryIsKeptAtTheHomeInOrder(t *testing.T) {
 		}
 		p.away.Close()
 		p.home.Close()
-		got := p.buffer.Take(phone)
+		_, got := p.buffer.Take(phone)
 		if stored != 50 || len(got) != 50 {
 			t.Fatalf("%d stored, %d kept", stored, len(got))
 		}
@@ -102,7 +105,7 @@ func TestADeviceThatCameMeanwhileIsNotStranded(t *testing.T) {
 				}
 				results := make(chan dispatch.BufferResult, 1)
 				p.away.Put(dispatch.BufferEntry{Key: phone.UserKey, Devices: devices, Message: &dispatch.Message{}, Done: func(r dispatch.BufferResult) { results <- r }})
-				if r := <-results; r != dispatch.Online || p.buffer.Take(phone) != nil {
+				if r, left := <-results, p.buffer.Bytes(); r != dispatch.Online || left != 0 {
 					t.Fatalf("result %v, or it was kept as well", r)
 				}
 			})
@@ -134,7 +137,8 @@ func TestConnectAgainstBuffer(t *testing.T) {
 		taken := make(chan int, 1)
 		go func() {
 			_, _, _ = p.store.Bind(context.Background(), phone, route.Location{Node: route.NodeRef{ID: "g"}, Session: 1}, 1)
-			taken <- len(p.buffer.Take(phone))
+			_, rest := p.buffer.Take(phone)
+			taken <- len(rest)
 		}()
 		p.home.Put(dispatch.BufferEntry{Key: phone.UserKey, Message: &dispatch.Message{}, Done: func(r dispatch.BufferResult) { results <- r }})
 		got, result := <-taken, <-results

@@ -14,6 +14,7 @@ import (
 	hookv1 "github.com/mics-im/mics/proto/mics/hook/v1"
 	messagev1 "github.com/mics-im/mics/proto/mics/message/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
+	"github.com/mics-im/mics/router/internal/dedup"
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
@@ -63,12 +64,13 @@ func newWorld(tb testing.TB, edit func(*Limits)) *world {
 	w.members = func(string) ([]string, error) { return []string{"u1", "u2"}, nil }
 	w.send = func(j dispatch.Job) { j.Done(dispatch.Result{Delivered: len(j.Recipients)}) }
 	w.absent = NewAbsent(nothing{})
-	limits := Limits{MaxMessageBytes: 1000, GroupChunk: 2, GroupMaxUsers: 5, GroupMaxBuffered: 3, TenantMaxInFlight: 100, DedupEntries: 1000}
+	limits := Limits{MaxMessageBytes: 1000, GroupChunk: 2, GroupMaxUsers: 5, GroupMaxBuffered: 3, TenantMaxInFlight: 100}
 	if edit != nil {
 		edit(&limits)
 	}
 	w.p = New(Options{
-		Tenant: w.tenants.Get, Hooks: w, Routes: w, Dispatcher: w, Absent: w.absent, Limiter: w, Limits: limits, Stats: w.stats, Tracer: tel.Tracer,
+		Tenant: w.tenants.Get, Hooks: w, Routes: w, Dispatcher: w, Absent: w.absent, Limiter: w, Limits: limits,
+		Dedup: dedup.NewTable[[]byte](1<<20, nil), Stats: w.stats, Tracer: tel.Tracer,
 	})
 	return w
 }

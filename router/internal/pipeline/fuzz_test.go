@@ -45,7 +45,7 @@ func FuzzPublish(f *testing.F) {
 func BenchmarkSingleChat(b *testing.B) {
 	for _, size := range []int{1, 16} {
 		b.Run(fmt.Sprint("batch=", size), func(b *testing.B) {
-			w := newWorld(b, func(l *Limits) { l.DedupEntries = 1 << 20 })
+			w := newWorld(b, nil)
 			defer w.close()
 			w.config(noCheck)
 			quiet := &bench{world: w}

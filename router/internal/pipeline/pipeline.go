@@ -19,6 +19,7 @@ import (
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dedup"
 	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/peer"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/tenant"
@@ -69,8 +70,6 @@ type Limits struct {
 	GroupMaxBuffered int
 	// TenantMaxInFlight bounds a tenant's messages under way.
 	TenantMaxInFlight int
-	// DedupEntries bounds the remembered messages.
-	DedupEntries int
 }
 
 // Options configure a Pipeline; all are required.
@@ -81,7 +80,10 @@ type Options struct {
 	Routes     Routes
 	Dispatcher Dispatcher
 	// Absent is the buffer that the dispatcher was made with.
-	Absent  *Absent
+	Absent *Absent
+	// Dedup remembers what was answered SENT, here and, by way of other routers,
+	// elsewhere.
+	Dedup   *dedup.Table[[]byte]
 	Limiter Limiter
 	Limits  Limits
 	Stats   *stats.Stats
@@ -104,7 +106,7 @@ type Pipeline struct {
 // New returns a pipeline; Close ends it.
 func New(opts Options) *Pipeline {
 	p := &Pipeline{opts: opts, metrics: newMetrics(opts.Stats)}
-	p.dedup = dedup.NewTable[[]byte](opts.Limits.DedupEntries, func(n int) { opts.Stats.DedupForgotten.Add(int64(n)) })
+	p.dedup = opts.Dedup
 	p.lanes = newLanes(p.dispatch)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
@@ -377,7 +379,8 @@ func (p *Pipeline) finish(m *message, ack []byte, sent bool) {
 		m.span.End()
 	}
 	m.in.answer(m.ref, ack)
-	p.dedup.Finish(m.key, sent, m.window, ack)
+	record := dedup.Record{Key: m.key, User: peer.UserHash(m.header.Tenant, m.header.User), Window: m.window}
+	p.dedup.FinishOf(record, sent, ack)
 }
 
 // repeated answers a repeat with the outcome of the first one.

@@ -89,6 +89,10 @@ func (f *fakes) CloseSessions(_ context.Context, req *routerv1.CloseSessionsRequ
 	return nil
 }
 
+func (f *fakes) PrepareMigration(req *routerv1.PrepareMigrationRequest) (*routerv1.PrepareMigrationResponse, error) {
+	return &routerv1.PrepareMigrationResponse{Tokens: make([]string, len(req.Sessions))}, nil
+}
+
 func (f *fakes) KeepAll(_ context.Context, req *routerv1.BufferRequest) *routerv1.BufferResponse {
 	return &routerv1.BufferResponse{Results: make([]routerv1.BufferResponse_Result, len(req.Entries))}
 }

@@ -33,6 +33,7 @@ type Admitter interface {
 	OpenSession(ctx context.Context, req *routerv1.OpenSessionRequest) (*routerv1.OpenSessionResponse, error)
 	Admit(ctx context.Context, req *routerv1.AdmitRequest) (*routerv1.AdmitResponse, error)
 	CloseSessions(ctx context.Context, req *routerv1.CloseSessionsRequest) error
+	PrepareMigration(req *routerv1.PrepareMigrationRequest) (*routerv1.PrepareMigrationResponse, error)
 }
 
 // Intake takes one stream's messages into the pipeline.
@@ -58,8 +59,10 @@ type Options struct {
 	Self   route.Router
 	// Copies nil: this router keeps no copies of others' buffers.
 	Copies Copies
-	Stats  *stats.Stats
-	Log    *slog.Logger
+	// Records nil: this router remembers no routes beside its store.
+	Records Records
+	Stats   *stats.Stats
+	Log     *slog.Logger
 }
 
 // Service implements RouterService and PeerService.

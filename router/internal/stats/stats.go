@@ -49,6 +49,11 @@ type Stats struct {
 	OutcomesRefused  *telemetry.Counter
 	ReleasesFailed   *telemetry.Counter
 	AdmissionsForgot *telemetry.Counter
+	SyncFailed       *telemetry.Counter
+	SingleCopy       *telemetry.Counter
+	Moved            *telemetry.Counter
+	SyncOverflowed   *telemetry.Counter
+	CopiesRefused    *telemetry.Counter
 
 	log *slog.Logger
 
@@ -102,6 +107,11 @@ func New(tel *telemetry.Telemetry) *Stats {
 		OutcomesRefused:  tel.Counter("mics_publish_streams_overflowed_total", "Publish streams ended because their gateway did not read its outcomes."),
 		ReleasesFailed:   tel.Counter("mics_connection_count_releases_failed_total", "Connections whose count the store could not give back."),
 		AdmissionsForgot: tel.Counter("mics_admissions_forgotten_total", "Admissions forgotten before their time, because the table was full."),
+		SyncFailed:       tel.Counter("mics_peer_sync_failed_total", "Calls to the router that holds the copies which failed; they are made again."),
+		SingleCopy:       tel.Counter("mics_offline_single_copy_total", "Entries kept although their copy could not be made in time; it is made later."),
+		Moved:            tel.Counter("mics_offline_moved_total", "Offline entries that went to another home router."),
+		SyncOverflowed:   tel.Counter("mics_peer_sync_overflowed_total", "What was not passed on to another router because too much waited."),
+		CopiesRefused:    tel.Counter("mics_peer_copies_refused_total", "Entries of other routers for which there was no room."),
 		log:              tel.Log,
 		logged:           map[limited]*quiet{},
 	}

@@ -635,8 +635,14 @@ type HandoverRequest struct {
 	GatewayIncarnation uint64                 `protobuf:"varint,1,opt,name=gateway_incarnation,json=gatewayIncarnation,proto3" json:"gateway_incarnation,omitempty"`
 	SessionId          uint64                 `protobuf:"varint,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// Close code and text for the old socket (4201 `replaced`).
-	CloseCode     int32  `protobuf:"varint,3,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
-	CloseReason   string `protobuf:"bytes,4,opt,name=close_reason,json=closeReason,proto3" json:"close_reason,omitempty"`
+	CloseCode   int32  `protobuf:"varint,3,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	CloseReason string `protobuf:"bytes,4,opt,name=close_reason,json=closeReason,proto3" json:"close_reason,omitempty"`
+	// The device has seen every delivery up to last_seq and goes on after it (V2):
+	// last_seq counts as an acknowledgement, and the rest comes with its seq.
+	Resume  bool   `protobuf:"varint,5,opt,name=resume,proto3" json:"resume,omitempty"`
+	LastSeq uint64 `protobuf:"varint,6,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
+	// Only ask whether a Handover that resumes would succeed; nothing changes.
+	Check         bool `protobuf:"varint,7,opt,name=check,proto3" json:"check,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -699,6 +705,27 @@ func (x *HandoverRequest) GetCloseReason() string {
 	return ""
 }
 
+func (x *HandoverRequest) GetResume() bool {
+	if x != nil {
+		return x.Resume
+	}
+	return false
+}
+
+func (x *HandoverRequest) GetLastSeq() uint64 {
+	if x != nil {
+		return x.LastSeq
+	}
+	return 0
+}
+
+func (x *HandoverRequest) GetCheck() bool {
+	if x != nil {
+		return x.Check
+	}
+	return false
+}
+
 type HandoverResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// False: the session is unknown, ended, or was handed over before.
@@ -707,7 +734,12 @@ type HandoverResponse struct {
 	Undelivered []*Undelivered `protobuf:"bytes,2,rep,name=undelivered,proto3" json:"undelivered,omitempty"`
 	// Keys of what the session took lately, 16 bytes each, oldest first: the
 	// device's next session recognises repeats by them.
-	RecentKeys    []byte `protobuf:"bytes,3,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
+	RecentKeys []byte `protobuf:"bytes,3,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
+	// After a resume: the seq of the first delivery that this session has not
+	// numbered. Zero: it cannot go on, and undelivered has no seq.
+	NextSeq uint64 `protobuf:"varint,4,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
+	// last_seq was never sent.
+	Ahead         bool `protobuf:"varint,5,opt,name=ahead,proto3" json:"ahead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -763,6 +795,20 @@ func (x *HandoverResponse) GetRecentKeys() []byte {
 	return nil
 }
 
+func (x *HandoverResponse) GetNextSeq() uint64 {
+	if x != nil {
+		return x.NextSeq
+	}
+	return 0
+}
+
+func (x *HandoverResponse) GetAhead() bool {
+	if x != nil {
+		return x.Ahead
+	}
+	return false
+}
+
 // Undelivered is a message that a session had accepted and its device has not
 // got, as far as the gateway can know.
 type Undelivered struct {
@@ -774,7 +820,9 @@ type Undelivered struct {
 	// In a backlog only: the id under which the home router keeps its copy, to be
 	// confirmed like a delivery. These ids have the highest bit set and are a
 	// sequence of their own, because they do not come in order with deliveries.
-	Id            uint64 `protobuf:"varint,4,opt,name=id,proto3" json:"id,omitempty"`
+	Id uint64 `protobuf:"varint,4,opt,name=id,proto3" json:"id,omitempty"`
+	// Of a session that is resumed: the seq that the delivery has.
+	Seq           uint64 `protobuf:"varint,5,opt,name=seq,proto3" json:"seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -837,13 +885,27 @@ func (x *Undelivered) GetId() uint64 {
 	return 0
 }
 
+func (x *Undelivered) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
 type SessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty strings match everything.
 	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
 	UserId   string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
 	// At most this many; 0 means all.
-	Limit         uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	Limit uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Only sessions of these users; none means all.
+	Users []*UserRef `protobuf:"bytes,4,rep,name=users,proto3" json:"users,omitempty"`
+	// The incarnation that is meant, another one refuses; 0 means any.
+	GatewayIncarnation uint64 `protobuf:"varint,5,opt,name=gateway_incarnation,json=gatewayIncarnation,proto3" json:"gateway_incarnation,omitempty"`
+	// Only sessions of users whose home among these routers is home_router.
+	Routers       []string `protobuf:"bytes,6,rep,name=routers,proto3" json:"routers,omitempty"`
+	HomeRouter    string   `protobuf:"bytes,7,opt,name=home_router,json=homeRouter,proto3" json:"home_router,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -899,6 +961,86 @@ func (x *SessionsRequest) GetLimit() uint32 {
 	return 0
 }
 
+func (x *SessionsRequest) GetUsers() []*UserRef {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+func (x *SessionsRequest) GetGatewayIncarnation() uint64 {
+	if x != nil {
+		return x.GatewayIncarnation
+	}
+	return 0
+}
+
+func (x *SessionsRequest) GetRouters() []string {
+	if x != nil {
+		return x.Routers
+	}
+	return nil
+}
+
+func (x *SessionsRequest) GetHomeRouter() string {
+	if x != nil {
+		return x.HomeRouter
+	}
+	return ""
+}
+
+type UserRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TenantId      string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	UserId        string                 `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserRef) Reset() {
+	*x = UserRef{}
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserRef) ProtoMessage() {}
+
+func (x *UserRef) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserRef.ProtoReflect.Descriptor instead.
+func (*UserRef) Descriptor() ([]byte, []int) {
+	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *UserRef) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *UserRef) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
 type SessionsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sessions      []*SessionInfo         `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
@@ -908,7 +1050,7 @@ type SessionsResponse struct {
 
 func (x *SessionsResponse) Reset() {
 	*x = SessionsResponse{}
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[11]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1062,7 @@ func (x *SessionsResponse) String() string {
 func (*SessionsResponse) ProtoMessage() {}
 
 func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[11]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1075,7 @@ func (x *SessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionsResponse.ProtoReflect.Descriptor instead.
 func (*SessionsResponse) Descriptor() ([]byte, []int) {
-	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{11}
+	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SessionsResponse) GetSessions() []*SessionInfo {
@@ -955,14 +1097,16 @@ type SessionInfo struct {
 	ConnectedAtMs int64  `protobuf:"varint,7,opt,name=connected_at_ms,json=connectedAtMs,proto3" json:"connected_at_ms,omitempty"`
 	RemoteAddr    string `protobuf:"bytes,8,opt,name=remote_addr,json=remoteAddr,proto3" json:"remote_addr,omitempty"`
 	// Frames in the outbound queue.
-	Queued        uint32 `protobuf:"varint,9,opt,name=queued,proto3" json:"queued,omitempty"`
+	Queued uint32 `protobuf:"varint,9,opt,name=queued,proto3" json:"queued,omitempty"`
+	// It has lost its socket and waits for its client to resume it.
+	Suspended     bool `protobuf:"varint,10,opt,name=suspended,proto3" json:"suspended,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionInfo) Reset() {
 	*x = SessionInfo{}
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[12]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1118,7 @@ func (x *SessionInfo) String() string {
 func (*SessionInfo) ProtoMessage() {}
 
 func (x *SessionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[12]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1131,7 @@ func (x *SessionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionInfo.ProtoReflect.Descriptor instead.
 func (*SessionInfo) Descriptor() ([]byte, []int) {
-	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{12}
+	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SessionInfo) GetSessionId() uint64 {
@@ -1053,6 +1197,13 @@ func (x *SessionInfo) GetQueued() uint32 {
 	return 0
 }
 
+func (x *SessionInfo) GetSuspended() bool {
+	if x != nil {
+		return x.Suspended
+	}
+	return false
+}
+
 type KickRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	TenantId string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
@@ -1067,7 +1218,7 @@ type KickRequest struct {
 
 func (x *KickRequest) Reset() {
 	*x = KickRequest{}
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[13]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1230,7 @@ func (x *KickRequest) String() string {
 func (*KickRequest) ProtoMessage() {}
 
 func (x *KickRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[13]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1243,7 @@ func (x *KickRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KickRequest.ProtoReflect.Descriptor instead.
 func (*KickRequest) Descriptor() ([]byte, []int) {
-	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{13}
+	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *KickRequest) GetTenantId() string {
@@ -1132,7 +1283,7 @@ type KickResponse struct {
 
 func (x *KickResponse) Reset() {
 	*x = KickResponse{}
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[14]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1295,7 @@ func (x *KickResponse) String() string {
 func (*KickResponse) ProtoMessage() {}
 
 func (x *KickResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[14]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1308,7 @@ func (x *KickResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KickResponse.ProtoReflect.Descriptor instead.
 func (*KickResponse) Descriptor() ([]byte, []int) {
-	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{14}
+	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *KickResponse) GetKicked() uint32 {
@@ -1175,7 +1326,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[15]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1338,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[15]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1351,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{15}
+	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{16}
 }
 
 // StatusResponse is a snapshot; totals count from the process's start.
@@ -1223,7 +1374,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[16]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1386,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[16]
+	mi := &file_mics_gateway_v1_gateway_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1399,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{16}
+	return file_mics_gateway_v1_gateway_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StatusResponse) GetGateway() *GatewayInfo {
@@ -1378,30 +1529,44 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x01 \x01(\x04R\tsessionId\x12\x1d\n" +
 	"\n" +
-	"through_id\x18\x02 \x01(\x04R\tthroughId\"\xa3\x01\n" +
+	"through_id\x18\x02 \x01(\x04R\tthroughId\"\xec\x01\n" +
 	"\x0fHandoverRequest\x12/\n" +
 	"\x13gateway_incarnation\x18\x01 \x01(\x04R\x12gatewayIncarnation\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x02 \x01(\x04R\tsessionId\x12\x1d\n" +
 	"\n" +
 	"close_code\x18\x03 \x01(\x05R\tcloseCode\x12!\n" +
-	"\fclose_reason\x18\x04 \x01(\tR\vcloseReason\"\x89\x01\n" +
+	"\fclose_reason\x18\x04 \x01(\tR\vcloseReason\x12\x16\n" +
+	"\x06resume\x18\x05 \x01(\bR\x06resume\x12\x19\n" +
+	"\blast_seq\x18\x06 \x01(\x04R\alastSeq\x12\x14\n" +
+	"\x05check\x18\a \x01(\bR\x05check\"\xba\x01\n" +
 	"\x10HandoverResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12>\n" +
 	"\vundelivered\x18\x02 \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\vundelivered\x12\x1f\n" +
 	"\vrecent_keys\x18\x03 \x01(\fR\n" +
-	"recentKeys\"k\n" +
+	"recentKeys\x12\x19\n" +
+	"\bnext_seq\x18\x04 \x01(\x04R\anextSeq\x12\x14\n" +
+	"\x05ahead\x18\x05 \x01(\bR\x05ahead\"}\n" +
 	"\vUndelivered\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\fR\amessage\x12 \n" +
 	"\vunmoderated\x18\x02 \x01(\bR\vunmoderated\x12\x10\n" +
 	"\x03key\x18\x03 \x01(\fR\x03key\x12\x0e\n" +
-	"\x02id\x18\x04 \x01(\x04R\x02id\"]\n" +
+	"\x02id\x18\x04 \x01(\x04R\x02id\x12\x10\n" +
+	"\x03seq\x18\x05 \x01(\x04R\x03seq\"\xf9\x01\n" +
 	"\x0fSessionsRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit\"L\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\x12.\n" +
+	"\x05users\x18\x04 \x03(\v2\x18.mics.gateway.v1.UserRefR\x05users\x12/\n" +
+	"\x13gateway_incarnation\x18\x05 \x01(\x04R\x12gatewayIncarnation\x12\x18\n" +
+	"\arouters\x18\x06 \x03(\tR\arouters\x12\x1f\n" +
+	"\vhome_router\x18\a \x01(\tR\n" +
+	"homeRouter\"?\n" +
+	"\aUserRef\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
+	"\auser_id\x18\x02 \x01(\tR\x06userId\"L\n" +
 	"\x10SessionsResponse\x128\n" +
-	"\bsessions\x18\x01 \x03(\v2\x1c.mics.gateway.v1.SessionInfoR\bsessions\"\x90\x02\n" +
+	"\bsessions\x18\x01 \x03(\v2\x1c.mics.gateway.v1.SessionInfoR\bsessions\"\xae\x02\n" +
 	"\vSessionInfo\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\x04R\tsessionId\x12\x1b\n" +
@@ -1413,7 +1578,9 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x0fconnected_at_ms\x18\a \x01(\x03R\rconnectedAtMs\x12\x1f\n" +
 	"\vremote_addr\x18\b \x01(\tR\n" +
 	"remoteAddr\x12\x16\n" +
-	"\x06queued\x18\t \x01(\rR\x06queued\"x\n" +
+	"\x06queued\x18\t \x01(\rR\x06queued\x12\x1c\n" +
+	"\tsuspended\x18\n" +
+	" \x01(\bR\tsuspended\"x\n" +
 	"\vKickRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
@@ -1462,7 +1629,7 @@ func file_mics_gateway_v1_gateway_proto_rawDescGZIP() []byte {
 }
 
 var file_mics_gateway_v1_gateway_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_mics_gateway_v1_gateway_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_mics_gateway_v1_gateway_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_mics_gateway_v1_gateway_proto_goTypes = []any{
 	(Phase)(0),               // 0: mics.gateway.v1.Phase
 	(Refusal_Reason)(0),      // 1: mics.gateway.v1.Refusal.Reason
@@ -1477,12 +1644,13 @@ var file_mics_gateway_v1_gateway_proto_goTypes = []any{
 	(*HandoverResponse)(nil), // 10: mics.gateway.v1.HandoverResponse
 	(*Undelivered)(nil),      // 11: mics.gateway.v1.Undelivered
 	(*SessionsRequest)(nil),  // 12: mics.gateway.v1.SessionsRequest
-	(*SessionsResponse)(nil), // 13: mics.gateway.v1.SessionsResponse
-	(*SessionInfo)(nil),      // 14: mics.gateway.v1.SessionInfo
-	(*KickRequest)(nil),      // 15: mics.gateway.v1.KickRequest
-	(*KickResponse)(nil),     // 16: mics.gateway.v1.KickResponse
-	(*StatusRequest)(nil),    // 17: mics.gateway.v1.StatusRequest
-	(*StatusResponse)(nil),   // 18: mics.gateway.v1.StatusResponse
+	(*UserRef)(nil),          // 13: mics.gateway.v1.UserRef
+	(*SessionsResponse)(nil), // 14: mics.gateway.v1.SessionsResponse
+	(*SessionInfo)(nil),      // 15: mics.gateway.v1.SessionInfo
+	(*KickRequest)(nil),      // 16: mics.gateway.v1.KickRequest
+	(*KickResponse)(nil),     // 17: mics.gateway.v1.KickResponse
+	(*StatusRequest)(nil),    // 18: mics.gateway.v1.StatusRequest
+	(*StatusResponse)(nil),   // 19: mics.gateway.v1.StatusResponse
 }
 var file_mics_gateway_v1_gateway_proto_depIdxs = []int32{
 	0,  // 0: mics.gateway.v1.GatewayInfo.phase:type_name -> mics.gateway.v1.Phase
@@ -1491,23 +1659,24 @@ var file_mics_gateway_v1_gateway_proto_depIdxs = []int32{
 	8,  // 3: mics.gateway.v1.DeliverResponse.confirms:type_name -> mics.gateway.v1.Confirm
 	1,  // 4: mics.gateway.v1.Refusal.reason:type_name -> mics.gateway.v1.Refusal.Reason
 	11, // 5: mics.gateway.v1.HandoverResponse.undelivered:type_name -> mics.gateway.v1.Undelivered
-	14, // 6: mics.gateway.v1.SessionsResponse.sessions:type_name -> mics.gateway.v1.SessionInfo
-	3,  // 7: mics.gateway.v1.StatusResponse.gateway:type_name -> mics.gateway.v1.GatewayInfo
-	4,  // 8: mics.gateway.v1.GatewayService.Deliver:input_type -> mics.gateway.v1.DeliverRequest
-	9,  // 9: mics.gateway.v1.GatewayService.Handover:input_type -> mics.gateway.v1.HandoverRequest
-	12, // 10: mics.gateway.v1.GatewayService.Sessions:input_type -> mics.gateway.v1.SessionsRequest
-	15, // 11: mics.gateway.v1.GatewayService.Kick:input_type -> mics.gateway.v1.KickRequest
-	17, // 12: mics.gateway.v1.GatewayService.Status:input_type -> mics.gateway.v1.StatusRequest
-	6,  // 13: mics.gateway.v1.GatewayService.Deliver:output_type -> mics.gateway.v1.DeliverResponse
-	10, // 14: mics.gateway.v1.GatewayService.Handover:output_type -> mics.gateway.v1.HandoverResponse
-	13, // 15: mics.gateway.v1.GatewayService.Sessions:output_type -> mics.gateway.v1.SessionsResponse
-	16, // 16: mics.gateway.v1.GatewayService.Kick:output_type -> mics.gateway.v1.KickResponse
-	18, // 17: mics.gateway.v1.GatewayService.Status:output_type -> mics.gateway.v1.StatusResponse
-	13, // [13:18] is the sub-list for method output_type
-	8,  // [8:13] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	13, // 6: mics.gateway.v1.SessionsRequest.users:type_name -> mics.gateway.v1.UserRef
+	15, // 7: mics.gateway.v1.SessionsResponse.sessions:type_name -> mics.gateway.v1.SessionInfo
+	3,  // 8: mics.gateway.v1.StatusResponse.gateway:type_name -> mics.gateway.v1.GatewayInfo
+	4,  // 9: mics.gateway.v1.GatewayService.Deliver:input_type -> mics.gateway.v1.DeliverRequest
+	9,  // 10: mics.gateway.v1.GatewayService.Handover:input_type -> mics.gateway.v1.HandoverRequest
+	12, // 11: mics.gateway.v1.GatewayService.Sessions:input_type -> mics.gateway.v1.SessionsRequest
+	16, // 12: mics.gateway.v1.GatewayService.Kick:input_type -> mics.gateway.v1.KickRequest
+	18, // 13: mics.gateway.v1.GatewayService.Status:input_type -> mics.gateway.v1.StatusRequest
+	6,  // 14: mics.gateway.v1.GatewayService.Deliver:output_type -> mics.gateway.v1.DeliverResponse
+	10, // 15: mics.gateway.v1.GatewayService.Handover:output_type -> mics.gateway.v1.HandoverResponse
+	14, // 16: mics.gateway.v1.GatewayService.Sessions:output_type -> mics.gateway.v1.SessionsResponse
+	17, // 17: mics.gateway.v1.GatewayService.Kick:output_type -> mics.gateway.v1.KickResponse
+	19, // 18: mics.gateway.v1.GatewayService.Status:output_type -> mics.gateway.v1.StatusResponse
+	14, // [14:19] is the sub-list for method output_type
+	9,  // [9:14] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_mics_gateway_v1_gateway_proto_init() }
@@ -1521,7 +1690,7 @@ func file_mics_gateway_v1_gateway_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_gateway_v1_gateway_proto_rawDesc), len(file_mics_gateway_v1_gateway_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

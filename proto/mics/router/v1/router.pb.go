@@ -132,7 +132,7 @@ func (x BufferResponse_Result) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BufferResponse_Result.Descriptor instead.
 func (BufferResponse_Result) EnumDescriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{24, 0}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{28, 0}
 }
 
 type RouterInfo struct {
@@ -318,8 +318,12 @@ type OpenSessionRequest struct {
 	Token     string `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`
 	DeviceId  string `protobuf:"bytes,5,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
 	// Protocol version of the client, 1 or 2.
-	Version       uint32 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
-	Traceparent   string `protobuf:"bytes,7,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Version     uint32 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
+	Traceparent string `protobuf:"bytes,7,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// V2: the client goes on with the session that this token names, of which it
+	// has seen every delivery up to last_seq. Empty: it begins anew.
+	ResumeToken   string `protobuf:"bytes,8,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	LastSeq       uint64 `protobuf:"varint,9,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -403,6 +407,20 @@ func (x *OpenSessionRequest) GetTraceparent() string {
 	return ""
 }
 
+func (x *OpenSessionRequest) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *OpenSessionRequest) GetLastSeq() uint64 {
+	if x != nil {
+		return x.LastSeq
+	}
+	return 0
+}
+
 type OpenSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Set: the connection is refused with this close code and text.
@@ -419,7 +437,13 @@ type OpenSessionResponse struct {
 	RouterId          string `protobuf:"bytes,8,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
 	RouterIncarnation uint64 `protobuf:"varint,9,opt,name=router_incarnation,json=routerIncarnation,proto3" json:"router_incarnation,omitempty"`
 	// HandoverResponse.recent_keys of the session that this one replaces.
-	RecentKeys    []byte `protobuf:"bytes,10,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
+	RecentKeys []byte `protobuf:"bytes,10,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
+	// V2: names this session for a resume.
+	ResumeToken string `protobuf:"bytes,11,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// The session of the request's resume_token goes on: what is in the backlog
+	// with a seq is sent with it, everything else from next_seq on.
+	Resumed       bool   `protobuf:"varint,12,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	NextSeq       uint64 `protobuf:"varint,13,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -522,6 +546,27 @@ func (x *OpenSessionResponse) GetRecentKeys() []byte {
 		return x.RecentKeys
 	}
 	return nil
+}
+
+func (x *OpenSessionResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *OpenSessionResponse) GetResumed() bool {
+	if x != nil {
+		return x.Resumed
+	}
+	return false
+}
+
+func (x *OpenSessionResponse) GetNextSeq() uint64 {
+	if x != nil {
+		return x.NextSeq
+	}
+	return 0
 }
 
 type SessionRefusal struct {
@@ -1251,6 +1296,188 @@ func (x *HeldIDs) GetIds() []uint64 {
 	return nil
 }
 
+type PrepareMigrationRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Gateway  *v1.GatewayRef         `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Sessions []*MigratingSession    `protobuf:"bytes,2,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// For how long the tokens stand for an authentication.
+	DeadlineMs    uint64 `protobuf:"varint,3,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareMigrationRequest) Reset() {
+	*x = PrepareMigrationRequest{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareMigrationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareMigrationRequest) ProtoMessage() {}
+
+func (x *PrepareMigrationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareMigrationRequest.ProtoReflect.Descriptor instead.
+func (*PrepareMigrationRequest) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PrepareMigrationRequest) GetGateway() *v1.GatewayRef {
+	if x != nil {
+		return x.Gateway
+	}
+	return nil
+}
+
+func (x *PrepareMigrationRequest) GetSessions() []*MigratingSession {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *PrepareMigrationRequest) GetDeadlineMs() uint64 {
+	if x != nil {
+		return x.DeadlineMs
+	}
+	return 0
+}
+
+type MigratingSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     uint64                 `protobuf:"varint,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	TenantId      string                 `protobuf:"bytes,2,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	UserId        string                 `protobuf:"bytes,3,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	DeviceId      string                 `protobuf:"bytes,4,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigratingSession) Reset() {
+	*x = MigratingSession{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigratingSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigratingSession) ProtoMessage() {}
+
+func (x *MigratingSession) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigratingSession.ProtoReflect.Descriptor instead.
+func (*MigratingSession) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *MigratingSession) GetSessionId() uint64 {
+	if x != nil {
+		return x.SessionId
+	}
+	return 0
+}
+
+func (x *MigratingSession) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *MigratingSession) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *MigratingSession) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *MigratingSession) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+type PrepareMigrationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One per session, in order; empty: this one cannot move.
+	Tokens        []string `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PrepareMigrationResponse) Reset() {
+	*x = PrepareMigrationResponse{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PrepareMigrationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PrepareMigrationResponse) ProtoMessage() {}
+
+func (x *PrepareMigrationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PrepareMigrationResponse.ProtoReflect.Descriptor instead.
+func (*PrepareMigrationResponse) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *PrepareMigrationResponse) GetTokens() []string {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
 type DirectoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1259,7 +1486,7 @@ type DirectoryRequest struct {
 
 func (x *DirectoryRequest) Reset() {
 	*x = DirectoryRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[17]
+	mi := &file_mics_router_v1_router_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1498,7 @@ func (x *DirectoryRequest) String() string {
 func (*DirectoryRequest) ProtoMessage() {}
 
 func (x *DirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[17]
+	mi := &file_mics_router_v1_router_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1511,7 @@ func (x *DirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryRequest.ProtoReflect.Descriptor instead.
 func (*DirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{17}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{20}
 }
 
 type DirectoryResponse struct {
@@ -1297,7 +1524,7 @@ type DirectoryResponse struct {
 
 func (x *DirectoryResponse) Reset() {
 	*x = DirectoryResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[18]
+	mi := &file_mics_router_v1_router_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1536,7 @@ func (x *DirectoryResponse) String() string {
 func (*DirectoryResponse) ProtoMessage() {}
 
 func (x *DirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[18]
+	mi := &file_mics_router_v1_router_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1549,7 @@ func (x *DirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryResponse.ProtoReflect.Descriptor instead.
 func (*DirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{18}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DirectoryResponse) GetGateways() []*v1.GatewayInfo {
@@ -1350,7 +1577,7 @@ type RouterRef struct {
 
 func (x *RouterRef) Reset() {
 	*x = RouterRef{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[19]
+	mi := &file_mics_router_v1_router_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1362,7 +1589,7 @@ func (x *RouterRef) String() string {
 func (*RouterRef) ProtoMessage() {}
 
 func (x *RouterRef) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[19]
+	mi := &file_mics_router_v1_router_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1375,7 +1602,7 @@ func (x *RouterRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouterRef.ProtoReflect.Descriptor instead.
 func (*RouterRef) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{19}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RouterRef) GetNodeId() string {
@@ -1402,15 +1629,20 @@ type AdmitRequest struct {
 	Version   uint32                 `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
 	// The tenant's serialized mics.hook.v1.TenantRuntimeConfig, so that the home
 	// knows it too; empty when the hook sent none.
-	TenantConfig  []byte `protobuf:"bytes,7,opt,name=tenant_config,json=tenantConfig,proto3" json:"tenant_config,omitempty"`
-	Traceparent   string `protobuf:"bytes,8,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	TenantConfig []byte `protobuf:"bytes,7,opt,name=tenant_config,json=tenantConfig,proto3" json:"tenant_config,omitempty"`
+	Traceparent  string `protobuf:"bytes,8,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// The session that is to go on, as the asked router reads it from the token.
+	Resume *ResumedSession `protobuf:"bytes,9,opt,name=resume,proto3" json:"resume,omitempty"`
+	// The token, when the asked router does not have its key: the home may.
+	ResumeToken   string `protobuf:"bytes,10,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	LastSeq       uint64 `protobuf:"varint,11,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AdmitRequest) Reset() {
 	*x = AdmitRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[20]
+	mi := &file_mics_router_v1_router_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1654,7 @@ func (x *AdmitRequest) String() string {
 func (*AdmitRequest) ProtoMessage() {}
 
 func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[20]
+	mi := &file_mics_router_v1_router_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1667,7 @@ func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
 func (*AdmitRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{20}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AdmitRequest) GetGateway() *v1.GatewayRef {
@@ -1494,6 +1726,97 @@ func (x *AdmitRequest) GetTraceparent() string {
 	return ""
 }
 
+func (x *AdmitRequest) GetResume() *ResumedSession {
+	if x != nil {
+		return x.Resume
+	}
+	return nil
+}
+
+func (x *AdmitRequest) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *AdmitRequest) GetLastSeq() uint64 {
+	if x != nil {
+		return x.LastSeq
+	}
+	return 0
+}
+
+// ResumedSession is what a valid resume token says.
+type ResumedSession struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Gateway   *v1.GatewayRef         `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	SessionId uint64                 `protobuf:"varint,2,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	Epoch     uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// It stood for the authentication.
+	Migrating     bool `protobuf:"varint,4,opt,name=migrating,proto3" json:"migrating,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumedSession) Reset() {
+	*x = ResumedSession{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumedSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumedSession) ProtoMessage() {}
+
+func (x *ResumedSession) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumedSession.ProtoReflect.Descriptor instead.
+func (*ResumedSession) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ResumedSession) GetGateway() *v1.GatewayRef {
+	if x != nil {
+		return x.Gateway
+	}
+	return nil
+}
+
+func (x *ResumedSession) GetSessionId() uint64 {
+	if x != nil {
+		return x.SessionId
+	}
+	return 0
+}
+
+func (x *ResumedSession) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ResumedSession) GetMigrating() bool {
+	if x != nil {
+		return x.Migrating
+	}
+	return false
+}
+
 type AdmitResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Refusal *SessionRefusal        `protobuf:"bytes,1,opt,name=refusal,proto3" json:"refusal,omitempty"`
@@ -1503,13 +1826,16 @@ type AdmitResponse struct {
 	RouterId          string `protobuf:"bytes,4,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
 	RouterIncarnation uint64 `protobuf:"varint,5,opt,name=router_incarnation,json=routerIncarnation,proto3" json:"router_incarnation,omitempty"`
 	RecentKeys        []byte `protobuf:"bytes,6,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
+	ResumeToken       string `protobuf:"bytes,7,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	Resumed           bool   `protobuf:"varint,8,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	NextSeq           uint64 `protobuf:"varint,9,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *AdmitResponse) Reset() {
 	*x = AdmitResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[21]
+	mi := &file_mics_router_v1_router_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1847,7 @@ func (x *AdmitResponse) String() string {
 func (*AdmitResponse) ProtoMessage() {}
 
 func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[21]
+	mi := &file_mics_router_v1_router_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1860,7 @@ func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
 func (*AdmitResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{21}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AdmitResponse) GetRefusal() *SessionRefusal {
@@ -1579,6 +1905,27 @@ func (x *AdmitResponse) GetRecentKeys() []byte {
 	return nil
 }
 
+func (x *AdmitResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *AdmitResponse) GetResumed() bool {
+	if x != nil {
+		return x.Resumed
+	}
+	return false
+}
+
+func (x *AdmitResponse) GetNextSeq() uint64 {
+	if x != nil {
+		return x.NextSeq
+	}
+	return 0
+}
+
 type BufferRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Entries []*BufferEntry         `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
@@ -1591,7 +1938,7 @@ type BufferRequest struct {
 
 func (x *BufferRequest) Reset() {
 	*x = BufferRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[22]
+	mi := &file_mics_router_v1_router_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +1950,7 @@ func (x *BufferRequest) String() string {
 func (*BufferRequest) ProtoMessage() {}
 
 func (x *BufferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[22]
+	mi := &file_mics_router_v1_router_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +1963,7 @@ func (x *BufferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferRequest.ProtoReflect.Descriptor instead.
 func (*BufferRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{22}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *BufferRequest) GetEntries() []*BufferEntry {
@@ -1658,7 +2005,7 @@ type BufferEntry struct {
 
 func (x *BufferEntry) Reset() {
 	*x = BufferEntry{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[23]
+	mi := &file_mics_router_v1_router_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +2017,7 @@ func (x *BufferEntry) String() string {
 func (*BufferEntry) ProtoMessage() {}
 
 func (x *BufferEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[23]
+	mi := &file_mics_router_v1_router_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +2030,7 @@ func (x *BufferEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferEntry.ProtoReflect.Descriptor instead.
 func (*BufferEntry) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{23}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *BufferEntry) GetTenantId() string {
@@ -1766,7 +2113,7 @@ type BufferResponse struct {
 
 func (x *BufferResponse) Reset() {
 	*x = BufferResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	mi := &file_mics_router_v1_router_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +2125,7 @@ func (x *BufferResponse) String() string {
 func (*BufferResponse) ProtoMessage() {}
 
 func (x *BufferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	mi := &file_mics_router_v1_router_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +2138,7 @@ func (x *BufferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferResponse.ProtoReflect.Descriptor instead.
 func (*BufferResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{24}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *BufferResponse) GetResults() []BufferResponse_Result {
@@ -1806,14 +2153,16 @@ type HeldEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Without it: the one that the receiver knows under this id.
-	Entry         *BufferEntry `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	Entry *BufferEntry `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	// A device has taken it, and the sender may be the only one that knows.
+	Taken         bool `protobuf:"varint,3,opt,name=taken,proto3" json:"taken,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeldEntry) Reset() {
 	*x = HeldEntry{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[25]
+	mi := &file_mics_router_v1_router_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +2174,7 @@ func (x *HeldEntry) String() string {
 func (*HeldEntry) ProtoMessage() {}
 
 func (x *HeldEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[25]
+	mi := &file_mics_router_v1_router_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +2187,7 @@ func (x *HeldEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldEntry.ProtoReflect.Descriptor instead.
 func (*HeldEntry) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{25}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *HeldEntry) GetId() uint64 {
@@ -1853,6 +2202,13 @@ func (x *HeldEntry) GetEntry() *BufferEntry {
 		return x.Entry
 	}
 	return nil
+}
+
+func (x *HeldEntry) GetTaken() bool {
+	if x != nil {
+		return x.Taken
+	}
+	return false
 }
 
 type TakeRequest struct {
@@ -1871,7 +2227,7 @@ type TakeRequest struct {
 
 func (x *TakeRequest) Reset() {
 	*x = TakeRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[26]
+	mi := &file_mics_router_v1_router_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2239,7 @@ func (x *TakeRequest) String() string {
 func (*TakeRequest) ProtoMessage() {}
 
 func (x *TakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[26]
+	mi := &file_mics_router_v1_router_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2252,7 @@ func (x *TakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeRequest.ProtoReflect.Descriptor instead.
 func (*TakeRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{26}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TakeRequest) GetTenantId() string {
@@ -1945,7 +2301,7 @@ type TakeResponse struct {
 
 func (x *TakeResponse) Reset() {
 	*x = TakeResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[27]
+	mi := &file_mics_router_v1_router_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2313,7 @@ func (x *TakeResponse) String() string {
 func (*TakeResponse) ProtoMessage() {}
 
 func (x *TakeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[27]
+	mi := &file_mics_router_v1_router_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2326,7 @@ func (x *TakeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeResponse.ProtoReflect.Descriptor instead.
 func (*TakeResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{27}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TakeResponse) GetEntries() []*HeldEntry {
@@ -1997,7 +2353,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[28]
+	mi := &file_mics_router_v1_router_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2365,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[28]
+	mi := &file_mics_router_v1_router_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2378,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{28}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SyncRequest) GetFrom() *RouterRef {
@@ -2079,7 +2435,7 @@ type SyncUser struct {
 
 func (x *SyncUser) Reset() {
 	*x = SyncUser{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[29]
+	mi := &file_mics_router_v1_router_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2447,7 @@ func (x *SyncUser) String() string {
 func (*SyncUser) ProtoMessage() {}
 
 func (x *SyncUser) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[29]
+	mi := &file_mics_router_v1_router_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2460,7 @@ func (x *SyncUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncUser.ProtoReflect.Descriptor instead.
 func (*SyncUser) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{29}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SyncUser) GetTenantId() string {
@@ -2141,7 +2497,7 @@ type SyncSent struct {
 
 func (x *SyncSent) Reset() {
 	*x = SyncSent{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[30]
+	mi := &file_mics_router_v1_router_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2509,7 @@ func (x *SyncSent) String() string {
 func (*SyncSent) ProtoMessage() {}
 
 func (x *SyncSent) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[30]
+	mi := &file_mics_router_v1_router_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2522,7 @@ func (x *SyncSent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncSent.ProtoReflect.Descriptor instead.
 func (*SyncSent) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{30}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SyncSent) GetKey() []byte {
@@ -2204,7 +2560,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[31]
+	mi := &file_mics_router_v1_router_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +2572,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[31]
+	mi := &file_mics_router_v1_router_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +2585,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{31}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SyncResponse) GetInStep() bool {
@@ -2253,6 +2609,290 @@ func (x *SyncResponse) GetFull() []uint32 {
 	return nil
 }
 
+type RecordsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  *RouterInfo            `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	Users []*v1.UserRef          `protobuf:"bytes,2,rep,name=users,proto3" json:"users,omitempty"`
+	// To be stored, if the receiver reaches its store; it renews the caller's lease
+	// then, too.
+	Learn []*UserRecords `protobuf:"bytes,3,rep,name=learn,proto3" json:"learn,omitempty"`
+	// The caller does not reach the store.
+	Away bool `protobuf:"varint,4,opt,name=away,proto3" json:"away,omitempty"`
+	// What the store's content is called, as far as the caller knows, and the
+	// routers that it has in mind: see RecordsResponse.settled.
+	Marker        string `protobuf:"bytes,5,opt,name=marker,proto3" json:"marker,omitempty"`
+	RoutersHash   uint64 `protobuf:"varint,6,opt,name=routers_hash,json=routersHash,proto3" json:"routers_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordsRequest) Reset() {
+	*x = RecordsRequest{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordsRequest) ProtoMessage() {}
+
+func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
+func (*RecordsRequest) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *RecordsRequest) GetFrom() *RouterInfo {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *RecordsRequest) GetUsers() []*v1.UserRef {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+func (x *RecordsRequest) GetLearn() []*UserRecords {
+	if x != nil {
+		return x.Learn
+	}
+	return nil
+}
+
+func (x *RecordsRequest) GetAway() bool {
+	if x != nil {
+		return x.Away
+	}
+	return false
+}
+
+func (x *RecordsRequest) GetMarker() string {
+	if x != nil {
+		return x.Marker
+	}
+	return ""
+}
+
+func (x *RecordsRequest) GetRoutersHash() uint64 {
+	if x != nil {
+		return x.RoutersHash
+	}
+	return 0
+}
+
+type UserRecords struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	TenantId string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	UserId   string                 `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	Records  []*DeviceRecord        `protobuf:"bytes,3,rep,name=records,proto3" json:"records,omitempty"`
+	// In an answer: it is not certain that this is all.
+	Uncertain     bool `protobuf:"varint,4,opt,name=uncertain,proto3" json:"uncertain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserRecords) Reset() {
+	*x = UserRecords{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserRecords) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserRecords) ProtoMessage() {}
+
+func (x *UserRecords) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserRecords.ProtoReflect.Descriptor instead.
+func (*UserRecords) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *UserRecords) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *UserRecords) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *UserRecords) GetRecords() []*DeviceRecord {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+func (x *UserRecords) GetUncertain() bool {
+	if x != nil {
+		return x.Uncertain
+	}
+	return false
+}
+
+type DeviceRecord struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	DeviceId string                 `protobuf:"bytes,1,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	// As it is in the store.
+	Record        string `protobuf:"bytes,2,opt,name=record,proto3" json:"record,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceRecord) Reset() {
+	*x = DeviceRecord{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceRecord) ProtoMessage() {}
+
+func (x *DeviceRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceRecord.ProtoReflect.Descriptor instead.
+func (*DeviceRecord) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *DeviceRecord) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *DeviceRecord) GetRecord() string {
+	if x != nil {
+		return x.Record
+	}
+	return ""
+}
+
+type RecordsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One per user, in order.
+	Users []*UserRecords `protobuf:"bytes,1,rep,name=users,proto3" json:"users,omitempty"`
+	// The receiver reaches its store; learned says whether it has stored all it was
+	// told.
+	Up      bool `protobuf:"varint,2,opt,name=up,proto3" json:"up,omitempty"`
+	Learned bool `protobuf:"varint,3,opt,name=learned,proto3" json:"learned,omitempty"`
+	// What the receiver answers for is in the store that has this marker: nothing
+	// that it alone remembers is missing there, by these routers' share of users.
+	Settled       bool `protobuf:"varint,4,opt,name=settled,proto3" json:"settled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordsResponse) Reset() {
+	*x = RecordsResponse{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordsResponse) ProtoMessage() {}
+
+func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordsResponse.ProtoReflect.Descriptor instead.
+func (*RecordsResponse) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RecordsResponse) GetUsers() []*UserRecords {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+func (x *RecordsResponse) GetUp() bool {
+	if x != nil {
+		return x.Up
+	}
+	return false
+}
+
+func (x *RecordsResponse) GetLearned() bool {
+	if x != nil {
+		return x.Learned
+	}
+	return false
+}
+
+func (x *RecordsResponse) GetSettled() bool {
+	if x != nil {
+		return x.Settled
+	}
+	return false
+}
+
 var File_mics_router_v1_router_proto protoreflect.FileDescriptor
 
 const file_mics_router_v1_router_proto_rawDesc = "" +
@@ -2269,7 +2909,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\bsessions\x18\x02 \x01(\x04R\bsessions\"c\n" +
 	"\x10RegisterResponse\x124\n" +
 	"\arouters\x18\x01 \x03(\v2\x1a.mics.router.v1.RouterInfoR\arouters\x12\x19\n" +
-	"\blease_ms\x18\x02 \x01(\rR\aleaseMs\"\xfb\x01\n" +
+	"\blease_ms\x18\x02 \x01(\rR\aleaseMs\"\xbe\x02\n" +
 	"\x12OpenSessionRequest\x125\n" +
 	"\agateway\x18\x01 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\agateway\x12\x1d\n" +
 	"\n" +
@@ -2278,7 +2918,9 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x05token\x18\x04 \x01(\tB\x03\x80\x01\x01R\x05token\x12\x1b\n" +
 	"\tdevice_id\x18\x05 \x01(\tR\bdeviceId\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\rR\aversion\x12 \n" +
-	"\vtraceparent\x18\a \x01(\tR\vtraceparent\"\x97\x03\n" +
+	"\vtraceparent\x18\a \x01(\tR\vtraceparent\x12&\n" +
+	"\fresume_token\x18\b \x01(\tB\x03\x80\x01\x01R\vresumeToken\x12\x19\n" +
+	"\blast_seq\x18\t \x01(\x04R\alastSeq\"\xf4\x03\n" +
 	"\x13OpenSessionResponse\x128\n" +
 	"\arefusal\x18\x01 \x01(\v2\x1e.mics.router.v1.SessionRefusalR\arefusal\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
@@ -2291,7 +2933,10 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x12router_incarnation\x18\t \x01(\x04R\x11routerIncarnation\x12\x1f\n" +
 	"\vrecent_keys\x18\n" +
 	" \x01(\fR\n" +
-	"recentKeys\"G\n" +
+	"recentKeys\x12&\n" +
+	"\fresume_token\x18\v \x01(\tB\x03\x80\x01\x01R\vresumeToken\x12\x18\n" +
+	"\aresumed\x18\f \x01(\bR\aresumed\x12\x19\n" +
+	"\bnext_seq\x18\r \x01(\x04R\anextSeq\"G\n" +
 	"\x0eSessionRefusal\x12\x1d\n" +
 	"\n" +
 	"close_code\x18\x01 \x01(\x05R\tcloseCode\x12\x16\n" +
@@ -2347,14 +2992,28 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x12router_incarnation\x18\x02 \x01(\x04R\x11routerIncarnation\x123\n" +
 	"\bsessions\x18\x03 \x03(\v2\x17.mics.router.v1.HeldIDsR\bsessions\"\x1b\n" +
 	"\aHeldIDs\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\x04R\x03ids\"\x12\n" +
+	"\x03ids\x18\x01 \x03(\x04R\x03ids\"\xaf\x01\n" +
+	"\x17PrepareMigrationRequest\x125\n" +
+	"\agateway\x18\x01 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\agateway\x12<\n" +
+	"\bsessions\x18\x02 \x03(\v2 .mics.router.v1.MigratingSessionR\bsessions\x12\x1f\n" +
+	"\vdeadline_ms\x18\x03 \x01(\x04R\n" +
+	"deadlineMs\"\x9a\x01\n" +
+	"\x10MigratingSession\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\x04R\tsessionId\x12\x1b\n" +
+	"\ttenant_id\x18\x02 \x01(\tR\btenantId\x12\x17\n" +
+	"\auser_id\x18\x03 \x01(\tR\x06userId\x12\x1b\n" +
+	"\tdevice_id\x18\x04 \x01(\tR\bdeviceId\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"7\n" +
+	"\x18PrepareMigrationResponse\x12\x1b\n" +
+	"\x06tokens\x18\x01 \x03(\tB\x03\x80\x01\x01R\x06tokens\"\x12\n" +
 	"\x10DirectoryRequest\"\x83\x01\n" +
 	"\x11DirectoryResponse\x128\n" +
 	"\bgateways\x18\x01 \x03(\v2\x1c.mics.gateway.v1.GatewayInfoR\bgateways\x124\n" +
 	"\arouters\x18\x02 \x03(\v2\x1a.mics.router.v1.RouterInfoR\arouters\"F\n" +
 	"\tRouterRef\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
-	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\x9d\x02\n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\x98\x03\n" +
 	"\fAdmitRequest\x125\n" +
 	"\agateway\x18\x01 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\agateway\x12\x1d\n" +
 	"\n" +
@@ -2364,7 +3023,17 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\tdevice_id\x18\x05 \x01(\tR\bdeviceId\x12\x18\n" +
 	"\aversion\x18\x06 \x01(\rR\aversion\x12(\n" +
 	"\rtenant_config\x18\a \x01(\fB\x03\x80\x01\x01R\ftenantConfig\x12 \n" +
-	"\vtraceparent\x18\b \x01(\tR\vtraceparent\"\x84\x02\n" +
+	"\vtraceparent\x18\b \x01(\tR\vtraceparent\x126\n" +
+	"\x06resume\x18\t \x01(\v2\x1e.mics.router.v1.ResumedSessionR\x06resume\x12&\n" +
+	"\fresume_token\x18\n" +
+	" \x01(\tB\x03\x80\x01\x01R\vresumeToken\x12\x19\n" +
+	"\blast_seq\x18\v \x01(\x04R\alastSeq\"\x9a\x01\n" +
+	"\x0eResumedSession\x125\n" +
+	"\agateway\x18\x01 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\agateway\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x02 \x01(\x04R\tsessionId\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1c\n" +
+	"\tmigrating\x18\x04 \x01(\bR\tmigrating\"\xe1\x02\n" +
 	"\rAdmitResponse\x128\n" +
 	"\arefusal\x18\x01 \x01(\v2\x1e.mics.router.v1.SessionRefusalR\arefusal\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x126\n" +
@@ -2372,7 +3041,10 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\trouter_id\x18\x04 \x01(\tR\brouterId\x12-\n" +
 	"\x12router_incarnation\x18\x05 \x01(\x04R\x11routerIncarnation\x12\x1f\n" +
 	"\vrecent_keys\x18\x06 \x01(\fR\n" +
-	"recentKeys\"^\n" +
+	"recentKeys\x12&\n" +
+	"\fresume_token\x18\a \x01(\tB\x03\x80\x01\x01R\vresumeToken\x12\x18\n" +
+	"\aresumed\x18\b \x01(\bR\aresumed\x12\x19\n" +
+	"\bnext_seq\x18\t \x01(\x04R\anextSeq\"^\n" +
 	"\rBufferRequest\x125\n" +
 	"\aentries\x18\x01 \x03(\v2\x1b.mics.router.v1.BufferEntryR\aentries\x12\x16\n" +
 	"\x06insist\x18\x02 \x01(\bR\x06insist\"\x90\x02\n" +
@@ -2396,10 +3068,11 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\rRESULT_STORED\x10\x01\x12\x11\n" +
 	"\rRESULT_ONLINE\x10\x02\x12\x12\n" +
 	"\x0eRESULT_SKIPPED\x10\x03\x12\x10\n" +
-	"\fRESULT_MOVED\x10\x04\"N\n" +
+	"\fRESULT_MOVED\x10\x04\"d\n" +
 	"\tHeldEntry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
-	"\x05entry\x18\x02 \x01(\v2\x1b.mics.router.v1.BufferEntryR\x05entry\"\xab\x01\n" +
+	"\x05entry\x18\x02 \x01(\v2\x1b.mics.router.v1.BufferEntryR\x05entry\x12\x14\n" +
+	"\x05taken\x18\x03 \x01(\bR\x05taken\"\xab\x01\n" +
 	"\vTakeRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
@@ -2426,19 +3099,41 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\fSyncResponse\x12\x17\n" +
 	"\ain_step\x18\x01 \x01(\bR\x06inStep\x12\x18\n" +
 	"\amissing\x18\x02 \x03(\rR\amissing\x12\x12\n" +
-	"\x04full\x18\x03 \x03(\rR\x04full2\xfd\x03\n" +
+	"\x04full\x18\x03 \x03(\rR\x04full\"\xf2\x01\n" +
+	"\x0eRecordsRequest\x12.\n" +
+	"\x04from\x18\x01 \x01(\v2\x1a.mics.router.v1.RouterInfoR\x04from\x12.\n" +
+	"\x05users\x18\x02 \x03(\v2\x18.mics.gateway.v1.UserRefR\x05users\x121\n" +
+	"\x05learn\x18\x03 \x03(\v2\x1b.mics.router.v1.UserRecordsR\x05learn\x12\x12\n" +
+	"\x04away\x18\x04 \x01(\bR\x04away\x12\x16\n" +
+	"\x06marker\x18\x05 \x01(\tR\x06marker\x12!\n" +
+	"\frouters_hash\x18\x06 \x01(\x04R\vroutersHash\"\x99\x01\n" +
+	"\vUserRecords\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
+	"\auser_id\x18\x02 \x01(\tR\x06userId\x126\n" +
+	"\arecords\x18\x03 \x03(\v2\x1c.mics.router.v1.DeviceRecordR\arecords\x12\x1c\n" +
+	"\tuncertain\x18\x04 \x01(\bR\tuncertain\"C\n" +
+	"\fDeviceRecord\x12\x1b\n" +
+	"\tdevice_id\x18\x01 \x01(\tR\bdeviceId\x12\x16\n" +
+	"\x06record\x18\x02 \x01(\tR\x06record\"\x88\x01\n" +
+	"\x0fRecordsResponse\x121\n" +
+	"\x05users\x18\x01 \x03(\v2\x1b.mics.router.v1.UserRecordsR\x05users\x12\x0e\n" +
+	"\x02up\x18\x02 \x01(\bR\x02up\x12\x18\n" +
+	"\alearned\x18\x03 \x01(\bR\alearned\x12\x18\n" +
+	"\asettled\x18\x04 \x01(\bR\asettled2\xe4\x04\n" +
 	"\rRouterService\x12Q\n" +
 	"\bRegister\x12\x1f.mics.router.v1.RegisterRequest\x1a .mics.router.v1.RegisterResponse(\x010\x01\x12V\n" +
 	"\vOpenSession\x12\".mics.router.v1.OpenSessionRequest\x1a#.mics.router.v1.OpenSessionResponse\x12\\\n" +
 	"\rCloseSessions\x12$.mics.router.v1.CloseSessionsRequest\x1a%.mics.router.v1.CloseSessionsResponse\x12N\n" +
 	"\aPublish\x12\x1e.mics.router.v1.PublishRequest\x1a\x1f.mics.router.v1.PublishResponse(\x010\x01\x12A\n" +
-	"\x04Hold\x12\x1b.mics.router.v1.HoldRequest\x1a\x1c.mics.router.v1.HoldResponse\x12P\n" +
-	"\tDirectory\x12 .mics.router.v1.DirectoryRequest\x1a!.mics.router.v1.DirectoryResponse2\xa2\x02\n" +
+	"\x04Hold\x12\x1b.mics.router.v1.HoldRequest\x1a\x1c.mics.router.v1.HoldResponse\x12e\n" +
+	"\x10PrepareMigration\x12'.mics.router.v1.PrepareMigrationRequest\x1a(.mics.router.v1.PrepareMigrationResponse\x12P\n" +
+	"\tDirectory\x12 .mics.router.v1.DirectoryRequest\x1a!.mics.router.v1.DirectoryResponse2\xee\x02\n" +
 	"\vPeerService\x12D\n" +
 	"\x05Admit\x12\x1c.mics.router.v1.AdmitRequest\x1a\x1d.mics.router.v1.AdmitResponse\x12G\n" +
 	"\x06Buffer\x12\x1d.mics.router.v1.BufferRequest\x1a\x1e.mics.router.v1.BufferResponse\x12A\n" +
 	"\x04Take\x12\x1b.mics.router.v1.TakeRequest\x1a\x1c.mics.router.v1.TakeResponse\x12A\n" +
-	"\x04Sync\x12\x1b.mics.router.v1.SyncRequest\x1a\x1c.mics.router.v1.SyncResponseB7Z5github.com/mics-im/mics/proto/mics/router/v1;routerv1b\x06proto3"
+	"\x04Sync\x12\x1b.mics.router.v1.SyncRequest\x1a\x1c.mics.router.v1.SyncResponse\x12J\n" +
+	"\aRecords\x12\x1e.mics.router.v1.RecordsRequest\x1a\x1f.mics.router.v1.RecordsResponseB7Z5github.com/mics-im/mics/proto/mics/router/v1;routerv1b\x06proto3"
 
 var (
 	file_mics_router_v1_router_proto_rawDescOnce sync.Once
@@ -2453,102 +3148,124 @@ func file_mics_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_mics_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_mics_router_v1_router_proto_goTypes = []any{
-	(ClosedSession_Stage)(0),      // 0: mics.router.v1.ClosedSession.Stage
-	(BufferResponse_Result)(0),    // 1: mics.router.v1.BufferResponse.Result
-	(*RouterInfo)(nil),            // 2: mics.router.v1.RouterInfo
-	(*RegisterRequest)(nil),       // 3: mics.router.v1.RegisterRequest
-	(*RegisterResponse)(nil),      // 4: mics.router.v1.RegisterResponse
-	(*OpenSessionRequest)(nil),    // 5: mics.router.v1.OpenSessionRequest
-	(*OpenSessionResponse)(nil),   // 6: mics.router.v1.OpenSessionResponse
-	(*SessionRefusal)(nil),        // 7: mics.router.v1.SessionRefusal
-	(*CloseSessionsRequest)(nil),  // 8: mics.router.v1.CloseSessionsRequest
-	(*ClosedSession)(nil),         // 9: mics.router.v1.ClosedSession
-	(*CloseSessionsResponse)(nil), // 10: mics.router.v1.CloseSessionsResponse
-	(*PublishRequest)(nil),        // 11: mics.router.v1.PublishRequest
-	(*Inbound)(nil),               // 12: mics.router.v1.Inbound
-	(*PublishResponse)(nil),       // 13: mics.router.v1.PublishResponse
-	(*Outcome)(nil),               // 14: mics.router.v1.Outcome
-	(*HoldRequest)(nil),           // 15: mics.router.v1.HoldRequest
-	(*HoldSession)(nil),           // 16: mics.router.v1.HoldSession
-	(*HoldResponse)(nil),          // 17: mics.router.v1.HoldResponse
-	(*HeldIDs)(nil),               // 18: mics.router.v1.HeldIDs
-	(*DirectoryRequest)(nil),      // 19: mics.router.v1.DirectoryRequest
-	(*DirectoryResponse)(nil),     // 20: mics.router.v1.DirectoryResponse
-	(*RouterRef)(nil),             // 21: mics.router.v1.RouterRef
-	(*AdmitRequest)(nil),          // 22: mics.router.v1.AdmitRequest
-	(*AdmitResponse)(nil),         // 23: mics.router.v1.AdmitResponse
-	(*BufferRequest)(nil),         // 24: mics.router.v1.BufferRequest
-	(*BufferEntry)(nil),           // 25: mics.router.v1.BufferEntry
-	(*BufferResponse)(nil),        // 26: mics.router.v1.BufferResponse
-	(*HeldEntry)(nil),             // 27: mics.router.v1.HeldEntry
-	(*TakeRequest)(nil),           // 28: mics.router.v1.TakeRequest
-	(*TakeResponse)(nil),          // 29: mics.router.v1.TakeResponse
-	(*SyncRequest)(nil),           // 30: mics.router.v1.SyncRequest
-	(*SyncUser)(nil),              // 31: mics.router.v1.SyncUser
-	(*SyncSent)(nil),              // 32: mics.router.v1.SyncSent
-	(*SyncResponse)(nil),          // 33: mics.router.v1.SyncResponse
-	(*v1.GatewayInfo)(nil),        // 34: mics.gateway.v1.GatewayInfo
-	(*v1.GatewayRef)(nil),         // 35: mics.gateway.v1.GatewayRef
-	(*v1.Undelivered)(nil),        // 36: mics.gateway.v1.Undelivered
+	(ClosedSession_Stage)(0),         // 0: mics.router.v1.ClosedSession.Stage
+	(BufferResponse_Result)(0),       // 1: mics.router.v1.BufferResponse.Result
+	(*RouterInfo)(nil),               // 2: mics.router.v1.RouterInfo
+	(*RegisterRequest)(nil),          // 3: mics.router.v1.RegisterRequest
+	(*RegisterResponse)(nil),         // 4: mics.router.v1.RegisterResponse
+	(*OpenSessionRequest)(nil),       // 5: mics.router.v1.OpenSessionRequest
+	(*OpenSessionResponse)(nil),      // 6: mics.router.v1.OpenSessionResponse
+	(*SessionRefusal)(nil),           // 7: mics.router.v1.SessionRefusal
+	(*CloseSessionsRequest)(nil),     // 8: mics.router.v1.CloseSessionsRequest
+	(*ClosedSession)(nil),            // 9: mics.router.v1.ClosedSession
+	(*CloseSessionsResponse)(nil),    // 10: mics.router.v1.CloseSessionsResponse
+	(*PublishRequest)(nil),           // 11: mics.router.v1.PublishRequest
+	(*Inbound)(nil),                  // 12: mics.router.v1.Inbound
+	(*PublishResponse)(nil),          // 13: mics.router.v1.PublishResponse
+	(*Outcome)(nil),                  // 14: mics.router.v1.Outcome
+	(*HoldRequest)(nil),              // 15: mics.router.v1.HoldRequest
+	(*HoldSession)(nil),              // 16: mics.router.v1.HoldSession
+	(*HoldResponse)(nil),             // 17: mics.router.v1.HoldResponse
+	(*HeldIDs)(nil),                  // 18: mics.router.v1.HeldIDs
+	(*PrepareMigrationRequest)(nil),  // 19: mics.router.v1.PrepareMigrationRequest
+	(*MigratingSession)(nil),         // 20: mics.router.v1.MigratingSession
+	(*PrepareMigrationResponse)(nil), // 21: mics.router.v1.PrepareMigrationResponse
+	(*DirectoryRequest)(nil),         // 22: mics.router.v1.DirectoryRequest
+	(*DirectoryResponse)(nil),        // 23: mics.router.v1.DirectoryResponse
+	(*RouterRef)(nil),                // 24: mics.router.v1.RouterRef
+	(*AdmitRequest)(nil),             // 25: mics.router.v1.AdmitRequest
+	(*ResumedSession)(nil),           // 26: mics.router.v1.ResumedSession
+	(*AdmitResponse)(nil),            // 27: mics.router.v1.AdmitResponse
+	(*BufferRequest)(nil),            // 28: mics.router.v1.BufferRequest
+	(*BufferEntry)(nil),              // 29: mics.router.v1.BufferEntry
+	(*BufferResponse)(nil),           // 30: mics.router.v1.BufferResponse
+	(*HeldEntry)(nil),                // 31: mics.router.v1.HeldEntry
+	(*TakeRequest)(nil),              // 32: mics.router.v1.TakeRequest
+	(*TakeResponse)(nil),             // 33: mics.router.v1.TakeResponse
+	(*SyncRequest)(nil),              // 34: mics.router.v1.SyncRequest
+	(*SyncUser)(nil),                 // 35: mics.router.v1.SyncUser
+	(*SyncSent)(nil),                 // 36: mics.router.v1.SyncSent
+	(*SyncResponse)(nil),             // 37: mics.router.v1.SyncResponse
+	(*RecordsRequest)(nil),           // 38: mics.router.v1.RecordsRequest
+	(*UserRecords)(nil),              // 39: mics.router.v1.UserRecords
+	(*DeviceRecord)(nil),             // 40: mics.router.v1.DeviceRecord
+	(*RecordsResponse)(nil),          // 41: mics.router.v1.RecordsResponse
+	(*v1.GatewayInfo)(nil),           // 42: mics.gateway.v1.GatewayInfo
+	(*v1.GatewayRef)(nil),            // 43: mics.gateway.v1.GatewayRef
+	(*v1.Undelivered)(nil),           // 44: mics.gateway.v1.Undelivered
+	(*v1.UserRef)(nil),               // 45: mics.gateway.v1.UserRef
 }
 var file_mics_router_v1_router_proto_depIdxs = []int32{
-	34, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
+	42, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
 	2,  // 1: mics.router.v1.RegisterResponse.routers:type_name -> mics.router.v1.RouterInfo
-	35, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	43, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	7,  // 3: mics.router.v1.OpenSessionResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	36, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	35, // 5: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	44, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	43, // 5: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	9,  // 6: mics.router.v1.CloseSessionsRequest.sessions:type_name -> mics.router.v1.ClosedSession
 	0,  // 7: mics.router.v1.ClosedSession.stage:type_name -> mics.router.v1.ClosedSession.Stage
-	36, // 8: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
-	35, // 9: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	44, // 8: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
+	43, // 9: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	12, // 10: mics.router.v1.PublishRequest.messages:type_name -> mics.router.v1.Inbound
 	14, // 11: mics.router.v1.PublishResponse.outcomes:type_name -> mics.router.v1.Outcome
-	35, // 12: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	43, // 12: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	16, // 13: mics.router.v1.HoldRequest.sessions:type_name -> mics.router.v1.HoldSession
-	36, // 14: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
+	44, // 14: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
 	18, // 15: mics.router.v1.HoldResponse.sessions:type_name -> mics.router.v1.HeldIDs
-	34, // 16: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
-	2,  // 17: mics.router.v1.DirectoryResponse.routers:type_name -> mics.router.v1.RouterInfo
-	35, // 18: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
-	7,  // 19: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	36, // 20: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	25, // 21: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
-	1,  // 22: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
-	25, // 23: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
-	21, // 24: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
-	27, // 25: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
-	21, // 26: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
-	31, // 27: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
-	32, // 28: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
-	27, // 29: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
-	3,  // 30: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
-	5,  // 31: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
-	8,  // 32: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
-	11, // 33: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
-	15, // 34: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
-	19, // 35: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
-	22, // 36: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
-	24, // 37: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
-	28, // 38: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
-	30, // 39: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
-	4,  // 40: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
-	6,  // 41: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
-	10, // 42: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
-	13, // 43: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
-	17, // 44: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
-	20, // 45: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
-	23, // 46: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
-	26, // 47: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
-	29, // 48: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
-	33, // 49: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
-	40, // [40:50] is the sub-list for method output_type
-	30, // [30:40] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	43, // 16: mics.router.v1.PrepareMigrationRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	20, // 17: mics.router.v1.PrepareMigrationRequest.sessions:type_name -> mics.router.v1.MigratingSession
+	42, // 18: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
+	2,  // 19: mics.router.v1.DirectoryResponse.routers:type_name -> mics.router.v1.RouterInfo
+	43, // 20: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	26, // 21: mics.router.v1.AdmitRequest.resume:type_name -> mics.router.v1.ResumedSession
+	43, // 22: mics.router.v1.ResumedSession.gateway:type_name -> mics.gateway.v1.GatewayRef
+	7,  // 23: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
+	44, // 24: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	29, // 25: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
+	1,  // 26: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
+	29, // 27: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
+	24, // 28: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
+	31, // 29: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
+	24, // 30: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
+	35, // 31: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
+	36, // 32: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
+	31, // 33: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
+	2,  // 34: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
+	45, // 35: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
+	39, // 36: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
+	40, // 37: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
+	39, // 38: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
+	3,  // 39: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
+	5,  // 40: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
+	8,  // 41: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
+	11, // 42: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
+	15, // 43: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
+	19, // 44: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
+	22, // 45: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
+	25, // 46: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
+	28, // 47: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
+	32, // 48: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
+	34, // 49: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
+	38, // 50: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
+	4,  // 51: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
+	6,  // 52: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
+	10, // 53: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
+	13, // 54: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
+	17, // 55: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
+	21, // 56: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
+	23, // 57: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
+	27, // 58: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
+	30, // 59: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
+	33, // 60: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
+	37, // 61: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
+	41, // 62: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
+	51, // [51:63] is the sub-list for method output_type
+	39, // [39:51] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_mics_router_v1_router_proto_init() }
@@ -2562,7 +3279,7 @@ func file_mics_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_router_v1_router_proto_rawDesc), len(file_mics_router_v1_router_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   32,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -50,6 +50,9 @@ const (
 	RouterServicePublishProcedure = "/mics.router.v1.RouterService/Publish"
 	// RouterServiceHoldProcedure is the fully-qualified name of the RouterService's Hold RPC.
 	RouterServiceHoldProcedure = "/mics.router.v1.RouterService/Hold"
+	// RouterServicePrepareMigrationProcedure is the fully-qualified name of the RouterService's
+	// PrepareMigration RPC.
+	RouterServicePrepareMigrationProcedure = "/mics.router.v1.RouterService/PrepareMigration"
 	// RouterServiceDirectoryProcedure is the fully-qualified name of the RouterService's Directory RPC.
 	RouterServiceDirectoryProcedure = "/mics.router.v1.RouterService/Directory"
 	// PeerServiceAdmitProcedure is the fully-qualified name of the PeerService's Admit RPC.
@@ -60,6 +63,8 @@ const (
 	PeerServiceTakeProcedure = "/mics.router.v1.PeerService/Take"
 	// PeerServiceSyncProcedure is the fully-qualified name of the PeerService's Sync RPC.
 	PeerServiceSyncProcedure = "/mics.router.v1.PeerService/Sync"
+	// PeerServiceRecordsProcedure is the fully-qualified name of the PeerService's Records RPC.
+	PeerServiceRecordsProcedure = "/mics.router.v1.PeerService/Records"
 )
 
 // RouterServiceClient is a client for the mics.router.v1.RouterService service.
@@ -81,6 +86,9 @@ type RouterServiceClient interface {
 	// Hold gives the copies that a router kept for sessions another keeper, after
 	// that router's end.
 	Hold(context.Context, *connect.Request[v1.HoldRequest]) (*connect.Response[v1.HoldResponse], error)
+	// PrepareMigration makes the tokens with which sessions are to move to other
+	// gateways. Their users' home is asked.
+	PrepareMigration(context.Context, *connect.Request[v1.PrepareMigrationRequest]) (*connect.Response[v1.PrepareMigrationResponse], error)
 	// Directory tells which gateways and routers are alive, for the control plane.
 	Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error)
 }
@@ -126,6 +134,12 @@ func NewRouterServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(routerServiceMethods.ByName("Hold")),
 			connect.WithClientOptions(opts...),
 		),
+		prepareMigration: connect.NewClient[v1.PrepareMigrationRequest, v1.PrepareMigrationResponse](
+			httpClient,
+			baseURL+RouterServicePrepareMigrationProcedure,
+			connect.WithSchema(routerServiceMethods.ByName("PrepareMigration")),
+			connect.WithClientOptions(opts...),
+		),
 		directory: connect.NewClient[v1.DirectoryRequest, v1.DirectoryResponse](
 			httpClient,
 			baseURL+RouterServiceDirectoryProcedure,
@@ -137,12 +151,13 @@ func NewRouterServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 
 // routerServiceClient implements RouterServiceClient.
 type routerServiceClient struct {
-	register      *connect.Client[v1.RegisterRequest, v1.RegisterResponse]
-	openSession   *connect.Client[v1.OpenSessionRequest, v1.OpenSessionResponse]
-	closeSessions *connect.Client[v1.CloseSessionsRequest, v1.CloseSessionsResponse]
-	publish       *connect.Client[v1.PublishRequest, v1.PublishResponse]
-	hold          *connect.Client[v1.HoldRequest, v1.HoldResponse]
-	directory     *connect.Client[v1.DirectoryRequest, v1.DirectoryResponse]
+	register         *connect.Client[v1.RegisterRequest, v1.RegisterResponse]
+	openSession      *connect.Client[v1.OpenSessionRequest, v1.OpenSessionResponse]
+	closeSessions    *connect.Client[v1.CloseSessionsRequest, v1.CloseSessionsResponse]
+	publish          *connect.Client[v1.PublishRequest, v1.PublishResponse]
+	hold             *connect.Client[v1.HoldRequest, v1.HoldResponse]
+	prepareMigration *connect.Client[v1.PrepareMigrationRequest, v1.PrepareMigrationResponse]
+	directory        *connect.Client[v1.DirectoryRequest, v1.DirectoryResponse]
 }
 
 // Register calls mics.router.v1.RouterService.Register.
@@ -170,6 +185,11 @@ func (c *routerServiceClient) Hold(ctx context.Context, req *connect.Request[v1.
 	return c.hold.CallUnary(ctx, req)
 }
 
+// PrepareMigration calls mics.router.v1.RouterService.PrepareMigration.
+func (c *routerServiceClient) PrepareMigration(ctx context.Context, req *connect.Request[v1.PrepareMigrationRequest]) (*connect.Response[v1.PrepareMigrationResponse], error) {
+	return c.prepareMigration.CallUnary(ctx, req)
+}
+
 // Directory calls mics.router.v1.RouterService.Directory.
 func (c *routerServiceClient) Directory(ctx context.Context, req *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error) {
 	return c.directory.CallUnary(ctx, req)
@@ -194,6 +214,9 @@ type RouterServiceHandler interface {
 	// Hold gives the copies that a router kept for sessions another keeper, after
 	// that router's end.
 	Hold(context.Context, *connect.Request[v1.HoldRequest]) (*connect.Response[v1.HoldResponse], error)
+	// PrepareMigration makes the tokens with which sessions are to move to other
+	// gateways. Their users' home is asked.
+	PrepareMigration(context.Context, *connect.Request[v1.PrepareMigrationRequest]) (*connect.Response[v1.PrepareMigrationResponse], error)
 	// Directory tells which gateways and routers are alive, for the control plane.
 	Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error)
 }
@@ -235,6 +258,12 @@ func NewRouterServiceHandler(svc RouterServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(routerServiceMethods.ByName("Hold")),
 		connect.WithHandlerOptions(opts...),
 	)
+	routerServicePrepareMigrationHandler := connect.NewUnaryHandler(
+		RouterServicePrepareMigrationProcedure,
+		svc.PrepareMigration,
+		connect.WithSchema(routerServiceMethods.ByName("PrepareMigration")),
+		connect.WithHandlerOptions(opts...),
+	)
 	routerServiceDirectoryHandler := connect.NewUnaryHandler(
 		RouterServiceDirectoryProcedure,
 		svc.Directory,
@@ -253,6 +282,8 @@ func NewRouterServiceHandler(svc RouterServiceHandler, opts ...connect.HandlerOp
 			routerServicePublishHandler.ServeHTTP(w, r)
 		case RouterServiceHoldProcedure:
 			routerServiceHoldHandler.ServeHTTP(w, r)
+		case RouterServicePrepareMigrationProcedure:
+			routerServicePrepareMigrationHandler.ServeHTTP(w, r)
 		case RouterServiceDirectoryProcedure:
 			routerServiceDirectoryHandler.ServeHTTP(w, r)
 		default:
@@ -284,6 +315,10 @@ func (UnimplementedRouterServiceHandler) Hold(context.Context, *connect.Request[
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.RouterService.Hold is not implemented"))
 }
 
+func (UnimplementedRouterServiceHandler) PrepareMigration(context.Context, *connect.Request[v1.PrepareMigrationRequest]) (*connect.Response[v1.PrepareMigrationResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.RouterService.PrepareMigration is not implemented"))
+}
+
 func (UnimplementedRouterServiceHandler) Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.RouterService.Directory is not implemented"))
 }
@@ -301,6 +336,9 @@ type PeerServiceClient interface {
 	// Sync tells the holder of copies what has changed. A router has one call
 	// under way to each other router.
 	Sync(context.Context, *connect.Request[v1.SyncRequest]) (*connect.Response[v1.SyncResponse], error)
+	// Records asks a router what it knows of users' routes while the caller's route
+	// store is away or not whole, and tells it what the caller could not store.
+	Records(context.Context, *connect.Request[v1.RecordsRequest]) (*connect.Response[v1.RecordsResponse], error)
 }
 
 // NewPeerServiceClient constructs a client for the mics.router.v1.PeerService service. By default,
@@ -338,15 +376,22 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(peerServiceMethods.ByName("Sync")),
 			connect.WithClientOptions(opts...),
 		),
+		records: connect.NewClient[v1.RecordsRequest, v1.RecordsResponse](
+			httpClient,
+			baseURL+PeerServiceRecordsProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("Records")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // peerServiceClient implements PeerServiceClient.
 type peerServiceClient struct {
-	admit  *connect.Client[v1.AdmitRequest, v1.AdmitResponse]
-	buffer *connect.Client[v1.BufferRequest, v1.BufferResponse]
-	take   *connect.Client[v1.TakeRequest, v1.TakeResponse]
-	sync   *connect.Client[v1.SyncRequest, v1.SyncResponse]
+	admit   *connect.Client[v1.AdmitRequest, v1.AdmitResponse]
+	buffer  *connect.Client[v1.BufferRequest, v1.BufferResponse]
+	take    *connect.Client[v1.TakeRequest, v1.TakeResponse]
+	sync    *connect.Client[v1.SyncRequest, v1.SyncResponse]
+	records *connect.Client[v1.RecordsRequest, v1.RecordsResponse]
 }
 
 // Admit calls mics.router.v1.PeerService.Admit.
@@ -369,6 +414,11 @@ func (c *peerServiceClient) Sync(ctx context.Context, req *connect.Request[v1.Sy
 	return c.sync.CallUnary(ctx, req)
 }
 
+// Records calls mics.router.v1.PeerService.Records.
+func (c *peerServiceClient) Records(ctx context.Context, req *connect.Request[v1.RecordsRequest]) (*connect.Response[v1.RecordsResponse], error) {
+	return c.records.CallUnary(ctx, req)
+}
+
 // PeerServiceHandler is an implementation of the mics.router.v1.PeerService service.
 type PeerServiceHandler interface {
 	// Admit admits an authenticated connection at its user's home.
@@ -382,6 +432,9 @@ type PeerServiceHandler interface {
 	// Sync tells the holder of copies what has changed. A router has one call
 	// under way to each other router.
 	Sync(context.Context, *connect.Request[v1.SyncRequest]) (*connect.Response[v1.SyncResponse], error)
+	// Records asks a router what it knows of users' routes while the caller's route
+	// store is away or not whole, and tells it what the caller could not store.
+	Records(context.Context, *connect.Request[v1.RecordsRequest]) (*connect.Response[v1.RecordsResponse], error)
 }
 
 // NewPeerServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -415,6 +468,12 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(peerServiceMethods.ByName("Sync")),
 		connect.WithHandlerOptions(opts...),
 	)
+	peerServiceRecordsHandler := connect.NewUnaryHandler(
+		PeerServiceRecordsProcedure,
+		svc.Records,
+		connect.WithSchema(peerServiceMethods.ByName("Records")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/mics.router.v1.PeerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PeerServiceAdmitProcedure:
@@ -425,6 +484,8 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 			peerServiceTakeHandler.ServeHTTP(w, r)
 		case PeerServiceSyncProcedure:
 			peerServiceSyncHandler.ServeHTTP(w, r)
+		case PeerServiceRecordsProcedure:
+			peerServiceRecordsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -448,4 +509,8 @@ func (UnimplementedPeerServiceHandler) Take(context.Context, *connect.Request[v1
 
 func (UnimplementedPeerServiceHandler) Sync(context.Context, *connect.Request[v1.SyncRequest]) (*connect.Response[v1.SyncResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.PeerService.Sync is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) Records(context.Context, *connect.Request[v1.RecordsRequest]) (*connect.Response[v1.RecordsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.PeerService.Records is not implemented"))
 }

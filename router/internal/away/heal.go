@@ -1,0 +1,402 @@
+package away
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	"github.com/mics-im/mics/router/internal/route"
+)
+
+const (
+	// probeEvery is how often a backend that is away is asked whether it is back.
+	probeEvery = 500 * time.Millisecond
+	// probeTimeout: a backend counts as back when it is well within the second
+	// that every command has.
+	probeTimeout = 500 * time.Millisecond
+	// healEvery is how often the steps back are tried.
+	healEvery = 100 * time.Millisecond
+	// recent is how long before an outage the backend may have lost writes already:
+	// one that persists once a second, or that replicates behind its answers.
+	recent = 10 * time.Second
+	// listTimeout bounds the list of what a gateway holds, and listPatience how
+	// long a living gateway that does not give it is asked again.
+	listTimeout  = 10 * time.Second
+	listPatience = 20 * time.Second
+	// arrival is how long gateways need to find a router that has just started.
+	arrival = 1500 * time.Millisecond
+	// listsAtOnce bounds the gateways that are listed at the same time.
+	listsAtOnce = 4
+)
+
+// recovery is the way back from one loss.
+type recovery struct {
+	began   time.Time
+	rebuild bool  // the gateways' lists are needed
+	emptied bool  // the backend had lost everything, the counts too
+	done    state // what this router's part is done for
+	routes  int
+}
+
+// state is what a router's part of a recovery is done for: the backend's content,
+// and the routers that share the users. Zero: for nothing.
+type state struct {
+	marker  string
+	routers uint64
+}
+
+// run looks after the backend until Stop.
+func (s *Store) run() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-s.kick:
+		case <-s.ctx.Done():
+			return
+		}
+		s.turn()
+		switch s.phase() {
+		case up:
+			s.lookAgain()
+		case away:
+			s.probe()
+		case healing:
+			s.recover()
+		}
+		pause := probeEvery
+		if s.phase() == healing {
+			pause = healEvery
+		}
+		timer.Reset(pause)
+	}
+}
+
+// lookAgain asks the backend whether it is there, if somebody has given up waiting
+// for it.
+func (s *Store) lookAgain() {
+	s.mu.Lock()
+	suspect := s.suspect
+	s.suspect = false
+	s.mu.Unlock()
+	if suspect {
+		ctx, cancel := context.WithTimeout(s.ctx, 2*probeTimeout)
+		defer cancel()
+		if err := s.Store.Ping(ctx); err != nil && s.ctx.Err() == nil {
+			s.lost(err)
+		}
+	}
+	s.mu.Lock()
+	late := len(s.drift) > 0
+	s.mu.Unlock()
+	if late {
+		_ = s.count(s.ctx) // else next time
+	}
+	d := s.cluster.Directory
+	s.gateways.keep(func(ref route.NodeRef) bool { _, ok := d.Gateway(ref); return ok })
+	s.routers.keep(func(ref route.NodeRef) bool {
+		for _, r := range d.Routers() {
+			if r.NodeRef == ref {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// probe asks whether the backend is back, and whether others reach it.
+func (s *Store) probe() {
+	var peers sync.WaitGroup
+	peers.Go(s.findPeer)
+	ctx, cancel := context.WithTimeout(s.ctx, probeTimeout)
+	err := s.Store.Ping(ctx)
+	cancel()
+	peers.Wait()
+	if s.ctx.Err() != nil {
+		return
+	}
+	now := time.Now()
+	s.mu.Lock()
+	if err != nil {
+		s.outage.err = err
+	}
+	var back bool
+	s.calm, back = s.calm.answered(err == nil, now)
+	if back {
+		s.reached = true
+		since := s.outage.since
+		long := now.Sub(since) > s.opts.Lease
+		s.partial = now.Add(s.opts.Lease)
+		s.heal = recovery{began: now, rebuild: long || s.heal.rebuild, emptied: s.heal.emptied}
+		s.mirror.doubt(since.Add(-recent))
+		s.state.Store(int32(healing))
+		s.log.Info("redis_back", "away_ms", now.Sub(since).Milliseconds())
+	}
+	s.mu.Unlock()
+	if back {
+		s.recover()
+		return
+	}
+	if peer := s.peerUp(); peer != nil {
+		for range maxBatches {
+			records := s.mirror.some(saveBatch)
+			if len(records) == 0 || !s.push(s.ctx, *peer, records) {
+				return
+			}
+		}
+	}
+}
+
+// findPeer looks for another router that reaches the backend, and that renews this
+// one's lease then.
+func (s *Store) findPeer() {
+	var mu sync.Mutex
+	var found *route.Router
+	var wg sync.WaitGroup
+	for _, r := range s.cluster.Directory.Routers() {
+		if r.ID == s.opts.Self.ID {
+			continue
+		}
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(s.ctx, askTimeout)
+			defer cancel()
+			res, err := s.cluster.Peer(r).Records(ctx, connect.NewRequest(s.question()))
+			if err == nil && res.Msg.GetUp() {
+				mu.Lock()
+				defer mu.Unlock()
+				found = &r
+			}
+		})
+	}
+	wg.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.outage.peer = found
+	if asked := s.outage.asked; asked != nil {
+		select {
+		case <-asked:
+		default:
+			close(asked)
+		}
+	}
+}
+
+// recover goes as far on the way back as it can now.
+func (s *Store) recover() {
+	s.verify()
+	s.mu.Lock()
+	h, marker := s.heal, s.marker
+	fresh := time.Since(s.started) < arrival
+	s.mu.Unlock()
+	if s.phase() != healing || h.rebuild && fresh {
+		return
+	}
+	routers := s.cluster.Directory.Routers()
+	want := state{marker, hashOf(routers)}
+	if h.done != want {
+		var err error
+		if h.rebuild {
+			s.mirror.doubt(time.Time{})
+			err = s.rebuild(names(routers), h)
+		}
+		if err == nil && !h.emptied {
+			err = s.count(s.ctx)
+		}
+		if err == nil {
+			err = s.flush(s.ctx)
+		}
+		if err != nil {
+			s.failed(s.ctx, err)
+			return
+		}
+		s.mu.Lock()
+		if s.marker == marker {
+			s.heal.done = want
+		}
+		s.mu.Unlock()
+	}
+	if s.othersSettled(routers) {
+		s.finish(want)
+	}
+}
+
+// othersSettled tells whether what the other routers answer for is in the backend.
+func (s *Store) othersSettled(routers []route.Router) bool {
+	var mu sync.Mutex
+	settled := true
+	var wg sync.WaitGroup
+	for _, r := range routers {
+		if r.ID == s.opts.Self.ID {
+			continue
+		}
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(s.ctx, askTimeout)
+			defer cancel()
+			res, err := s.cluster.Peer(r).Records(ctx, connect.NewRequest(s.question()))
+			if err != nil || !res.Msg.GetSettled() {
+				mu.Lock()
+				defer mu.Unlock()
+				settled = false
+			}
+		})
+	}
+	wg.Wait()
+	return settled
+}
+
+// settled tells another router, which knows this marker and these routers, whether
+// what this one answers for is in the backend.
+func (s *Store) settled(marker string, routers uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.phase() {
+	case up:
+		return s.marker == marker
+	case healing:
+		return s.heal.done == state{marker, routers} && s.marker == marker
+	}
+	return false
+}
+
+// finish is the step back to up.
+func (s *Store) finish(want state) {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	if err := s.flush(s.ctx); err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase() != healing || s.heal.done != want || s.marker != want.marker {
+		return
+	}
+	s.log.Info("routes_rebuilt", "routes", s.heal.routes, "duration_ms", time.Since(s.heal.began).Milliseconds(), "from_gateways", s.heal.rebuild)
+	s.heal, s.outage = recovery{}, outage{}
+	s.state.Store(int32(up))
+}
+
+func (s *Store) countRebuilt(n int) {
+	s.rebuilt.Add(int64(n))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heal.routes += n
+}
+
+// rebuild writes the routes of all sessions whose users are this router's, and if
+// counts are lost those of the gateways that are.
+func (s *Store) rebuild(routers []string, h recovery) error {
+	if h.emptied {
+		s.mu.Lock()
+		s.drift = map[share]int{} // the gateways know better
+		s.mu.Unlock()
+	}
+	if err := s.flush(s.ctx); err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	var errs []error
+	var wg sync.WaitGroup
+	places := make(chan struct{}, listsAtOnce)
+	for _, g := range s.cluster.Directory.Gateways() {
+		places <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-places }()
+			if err := s.rebuildFrom(g, routers, h); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, err)
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// rebuildFrom does one gateway's part. A gateway that is out of reach holds the
+// rebuilding up as long as it lives, but not for ever: nothing could be delivered
+// to it either.
+func (s *Store) rebuildFrom(g route.Node, routers []string, h recovery) error {
+	ctx, cancel := context.WithTimeout(s.ctx, listTimeout)
+	defer cancel()
+	mine := &gatewayv1.SessionsRequest{}
+	counted := h.emptied && s.homeOf(routers, route.UserKey{User: g.ID})
+	counts := map[string]int{}
+	if len(routers) > 1 {
+		mine.Routers, mine.HomeRouter = routers, s.opts.Self.ID
+	}
+	var stored error
+	err := s.sessions(ctx, g, mine, func(list []*gatewayv1.SessionInfo) error {
+		for _, i := range list {
+			counts[i.GetTenantId()]++
+		}
+		stored = s.restoreList(ctx, g.NodeRef, routers, list)
+		return stored
+	})
+	if err == nil && counted && len(routers) > 1 {
+		clear(counts)
+		err = s.sessions(ctx, g, &gatewayv1.SessionsRequest{}, func(list []*gatewayv1.SessionInfo) error {
+			for _, i := range list {
+				counts[i.GetTenantId()]++
+			}
+			return nil
+		})
+	}
+	if err == nil && counted {
+		for tenant, n := range counts {
+			if stored = s.Store.SetConns(ctx, tenant, g.NodeRef, n); stored != nil {
+				s.failed(ctx, stored)
+				return stored
+			}
+		}
+	}
+	if err == nil || stored != nil {
+		return err
+	}
+	if _, alive := s.cluster.Directory.Gateway(g.NodeRef); !alive {
+		return nil
+	}
+	if time.Since(h.began) > listPatience {
+		s.log.Error("gateway_not_listed", "gateway", g.ID, "err", err.Error())
+		return nil
+	}
+	return err
+}
+
+// restoreList writes the routes of a part of a gateway's sessions. What the mirror
+// knows of a device goes before, also what it learns meanwhile: a session that ends
+// now must not come back.
+func (s *Store) restoreList(ctx context.Context, node route.NodeRef, routers []string, list []*gatewayv1.SessionInfo) error {
+	records := make([]route.Restored, 0, len(list))
+	for _, i := range list {
+		key, r := liveRecord(node, i)
+		if key.Check() != nil || !s.homeOf(routers, key.UserKey) {
+			continue
+		}
+		if known := s.mirror.device(key); known == nil || better(r, *known) {
+			records = append(records, route.Restored{Key: key, Record: r})
+		}
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	n, err := s.Store.Restore(ctx, records)
+	s.countRebuilt(n)
+	if err != nil {
+		s.failed(ctx, err)
+		return err
+	}
+	var again []route.Restored
+	for _, r := range records {
+		if known := s.mirror.device(r.Key); known != nil && better(*known, r.Record) {
+			again = append(again, route.Restored{Key: r.Key, Record: *known})
+		}
+	}
+	if len(again) == 0 {
+		return nil
+	}
+	return s.restore(ctx, again)
+}

@@ -1,0 +1,142 @@
+package away
+
+import (
+	"context"
+	"time"
+
+	"connectrpc.com/connect"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
+	"github.com/mics-im/mics/router/internal/route"
+)
+
+const (
+	// saveBatch bounds the records of one write.
+	saveBatch = 1024
+	// maxBatches bounds one flush; the next one goes on.
+	maxBatches = 1000
+)
+
+// save writes what was changed in the mirror at once where that can be: to the
+// backend while healing, else through a router that reaches it. What is not saved
+// is written when the backend is back.
+func (s *Store) save(ctx context.Context, records []route.Restored) {
+	if len(records) == 0 {
+		return
+	}
+	if s.phase() == healing {
+		if s.restore(ctx, records) == nil {
+			return
+		}
+	}
+	if s.cluster.Directory == nil {
+		return
+	}
+	if peer := s.peerSoon(ctx); peer != nil && s.push(ctx, *peer, records) {
+		return
+	}
+	// Their homes answer for them.
+	others := map[route.Router][]route.Restored{}
+	for _, r := range records {
+		if home, self := s.cluster.Directory.Home(r.Key.UserKey); !self {
+			others[home] = append(others[home], r)
+		}
+	}
+	for home, theirs := range others {
+		s.push(ctx, home, theirs)
+	}
+}
+
+// restore writes records of the mirror to the backend. What names a gateway that
+// is gone is a ghost there.
+func (s *Store) restore(ctx context.Context, records []route.Restored) error {
+	now := time.Now()
+	written := make([]route.Restored, len(records))
+	for i, r := range records {
+		if d := s.cluster.Directory; r.Record.State != route.Ghost && d != nil {
+			if _, alive := d.Gateway(r.Record.Node); !alive {
+				r.Record.State, r.Record.Until = route.Ghost, now.Add(s.opts.GhostTTL(r.Key.Tenant))
+			}
+		}
+		written[i] = r
+	}
+	n, err := s.Store.Restore(ctx, written)
+	s.countRebuilt(n)
+	if err != nil {
+		s.failed(ctx, err)
+		return err
+	}
+	s.mirror.saved(records)
+	return nil
+}
+
+// flush writes what is not saved.
+func (s *Store) flush(ctx context.Context) error {
+	for range maxBatches {
+		records := s.mirror.some(saveBatch)
+		if len(records) == 0 {
+			return nil
+		}
+		if err := s.restore(ctx, records); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// push has another router store records, and tells whether it did.
+func (s *Store) push(ctx context.Context, to route.Router, records []route.Restored) bool {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	req := s.question()
+	users := map[route.UserKey]*routerv1.UserRecords{}
+	for _, r := range records {
+		u := users[r.Key.UserKey]
+		if u == nil {
+			u = toRecords(r.Key.UserKey, nil)
+			users[r.Key.UserKey] = u
+			req.Learn = append(req.Learn, u)
+		}
+		u.Records = append(u.Records, &routerv1.DeviceRecord{DeviceId: r.Key.Device, Record: r.Record.Text()})
+	}
+	res, err := s.cluster.Peer(to).Records(ctx, connect.NewRequest(req))
+	if err != nil || !res.Msg.GetLearned() {
+		s.peerDown(to)
+		return false
+	}
+	s.mirror.saved(records)
+	return true
+}
+
+// peerUp is a router that reaches the backend while this one does not; nil: none
+// is known.
+func (s *Store) peerUp() *route.Router {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.outage.peer
+}
+
+// peerSoon is peerUp, once the others have been asked.
+func (s *Store) peerSoon(ctx context.Context) *route.Router {
+	s.mu.Lock()
+	asked := s.outage.asked
+	s.mu.Unlock()
+	if asked == nil {
+		return nil
+	}
+	t := time.NewTimer(askTimeout)
+	defer t.Stop()
+	select {
+	case <-asked:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return s.peerUp()
+}
+
+func (s *Store) peerDown(r route.Router) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.outage.peer; p != nil && p.NodeRef == r.NodeRef {
+		s.outage.peer = nil
+	}
+}

@@ -1,0 +1,392 @@
+package event
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// fake is a cluster at the level of the protocol, in memory and in fake time.
+type fake struct {
+	*kfake.Cluster
+	net *kfake.VirtualNetwork
+}
+
+func newFake(t *testing.T, opts ...kfake.Opt) *fake {
+	t.Helper()
+	f := &fake{net: &kfake.VirtualNetwork{}}
+	c, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1), kfake.ListenFn(f.net.Listen)}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Cluster = c
+	t.Cleanup(c.Close)
+	return f
+}
+
+func (f *fake) world(t *testing.T, with func(*Options)) *world {
+	t.Helper()
+	return newWorld(t, f.ListenAddrs(), func(o *Options) {
+		o.Dial = f.net.DialContext
+		if with != nil {
+			with(o)
+		}
+	})
+}
+
+// topic is what is in a topic, of all partitions.
+func (f *fake) topic(t *testing.T, name string) []record {
+	t.Helper()
+	want := int64(0)
+	for _, p := range f.PartitionInfos(name) {
+		want += p.HighWatermark
+	}
+	if want == 0 {
+		return nil
+	}
+	c, err := kgo.NewClient(kgo.SeedBrokers(f.ListenAddrs()...), kgo.Dialer(f.net.DialContext), kgo.ConsumeTopics(name),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	tenant := &tenantOf{t: t, client: c, secret: secret}
+	return tenant.until(int(want))
+}
+
+const tenant = "acme"
+
+// outcomes counts what Done was told.
+type outcomes struct{ ok, dead, dropped atomic.Int64 }
+
+func (o *outcomes) done(err error) {
+	switch {
+	case err == nil:
+		o.ok.Add(1)
+	case errors.Is(err, ErrDeadLettered):
+		o.dead.Add(1)
+	case errors.Is(err, ErrDropped):
+		o.dropped.Add(1)
+	default:
+		panic(err)
+	}
+}
+
+func TestEventsArriveSignedNumberedAndInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := f.world(t, nil)
+		var got outcomes
+		for i := range 3000 {
+			e := chat(fmt.Sprint(i), "ann", fmt.Sprintf("user-%d", i%7))
+			e.Done = got.done
+			if !w.Publish(tenant, e) {
+				t.Fatal("not taken")
+			}
+		}
+		synctest.Wait()
+		time.Sleep(time.Second)
+		if got.ok.Load() != 3000 || w.published() != 3000 || w.dropped() != 0 {
+			t.Fatalf("%d done, %d published, %d dropped", got.ok.Load(), w.published(), w.dropped())
+		}
+		rs := f.topic(t, Topic(tenant))
+		order, seqs, parts := map[string]uint64{}, map[uint64]bool{}, map[int32]bool{}
+		for _, r := range rs {
+			if !r.signed || r.fields[1] != tenant || r.numbers[2] != 2 || r.fields[10] != "router-1@7" {
+				t.Fatalf("%+v", r)
+			}
+			if r.seq() <= order[r.key] {
+				t.Fatalf("key %s: %d after %d", r.key, r.seq(), order[r.key])
+			}
+			order[r.key], seqs[r.seq()], parts[r.part] = r.seq(), true, true
+		}
+		if len(seqs) != 3000 || !seqs[1] || !seqs[3000] {
+			t.Errorf("%d numbers of 3000", len(seqs))
+		}
+		if len(parts) < 2 {
+			t.Errorf("all in %d partition", len(parts))
+		}
+	})
+}
+
+func TestAFailedRequestIsTriedAgainLaterAndLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, kfake.SeedTopics(1, Topic(tenant), DeadLetters(tenant)))
+		var at []time.Time
+		f.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: Topic(tenant), Count: -1, Err: kerr.NotEnoughReplicas, When: func(kmsg.Request) bool {
+			at = append(at, time.Now())
+			return true
+		}})
+		w := f.world(t, nil)
+		var got outcomes
+		e := chat("m", "a", "b")
+		e.Done = got.done
+		w.Publish(tenant, e)
+		time.Sleep(time.Second)
+		if got.dead.Load() != 1 || w.metrics.failed.Value() != 1 || w.metrics.retried.Value() != 2 || w.metrics.dead.Value() != 1 {
+			t.Fatalf("dead %d, failed %d, retried %d", got.dead.Load(), w.metrics.failed.Value(), w.metrics.retried.Value())
+		}
+		if len(at) != 3 || at[1].Sub(at[0]) != 50*time.Millisecond || at[2].Sub(at[1]) != 100*time.Millisecond {
+			t.Errorf("attempts at %v", at)
+		}
+		rs := f.topic(t, DeadLetters(tenant))
+		if len(rs) != 1 || !rs[0].signed || rs[0].msg() != "m" || !strings.Contains(rs[0].headers[headerReason], "replicas") || rs[0].headers[headerNode] != "router-1@7" {
+			t.Errorf("%+v", rs)
+		}
+		if n := len(f.topic(t, Topic(tenant))); n != 0 {
+			t.Errorf("%d in the topic", n)
+		}
+	})
+}
+
+// errors of one produce request, and what must come of them.
+func TestSingleFaults(t *testing.T) {
+	for _, err := range []*kerr.Error{
+		kerr.NotLeaderForPartition, kerr.RequestTimedOut, kerr.NotEnoughReplicasAfterAppend, kerr.KafkaStorageError, kerr.UnknownServerError,
+		kerr.OutOfOrderSequenceNumber, kerr.UnknownProducerID, kerr.InvalidProducerEpoch, kerr.LeaderNotAvailable, kerr.CorruptMessage,
+		kerr.ThrottlingQuotaExceeded, kerr.TopicAuthorizationFailed,
+	} {
+		t.Run(err.Message, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(t)
+				w := f.world(t, nil)
+				var got outcomes
+				for i := range 10 { // before, at and after the fault
+					if i == 3 {
+						f.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: Topic(tenant), Count: 2, Err: err})
+					}
+					e := chat(fmt.Sprint(i), "ann", "bob")
+					e.Done = got.done
+					w.Publish(tenant, e)
+					time.Sleep(10 * time.Millisecond)
+				}
+				time.Sleep(10 * time.Second)
+				rs := f.topic(t, Topic(tenant))
+				for i, r := range rs {
+					if r.msg() != fmt.Sprint(i) || r.seq() != uint64(i+1) {
+						t.Fatalf("place %d has message %s, number %d", i, r.msg(), r.seq())
+					}
+				}
+				if len(rs) != 10 || got.ok.Load() != 10 {
+					t.Errorf("%d records, %d done", len(rs), got.ok.Load())
+				}
+				if w.metrics.retried.Value() == 0 {
+					t.Error("nothing was tried again: the fault did not happen")
+				}
+			})
+		})
+	}
+}
+
+func TestAnAnswerThatWasLostDoublesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, kfake.SeedTopics(1, Topic(tenant), DeadLetters(tenant)))
+		w := f.world(t, nil)
+		w.Publish(tenant, chat("0", "ann", "bob"))
+		time.Sleep(time.Second)
+		// All attempts are answered with an error after they were applied, and the
+		// dead letters take nothing.
+		lost := f.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Count: -1, Err: kerr.RequestTimedOut, Topic: Topic(tenant)})
+		shut := f.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Count: -1, Err: kerr.NotEnoughReplicas, Topic: DeadLetters(tenant)})
+		for i := 1; i < 50; i++ {
+			w.Publish(tenant, chat(fmt.Sprint(i), "ann", "bob"))
+		}
+		time.Sleep(time.Second)
+		if n := w.metrics.fallback.Load(); n == 0 {
+			t.Fatal("nothing is kept")
+		}
+		time.Sleep(20 * time.Second)
+		lost.Remove()
+		shut.Remove()
+		time.Sleep(10 * time.Second)
+		rs := f.topic(t, Topic(tenant))
+		if len(rs) != 50 {
+			t.Fatalf("%d records of 50 events", len(rs))
+		}
+		for i, r := range rs {
+			if r.msg() != fmt.Sprint(i) {
+				t.Fatalf("place %d has message %s", i, r.msg())
+			}
+		}
+		if w.published() != 50 || w.metrics.dead.Value()+w.dropped()+w.metrics.fallback.Load() != 0 {
+			t.Errorf("published %d, dead %d, dropped %d", w.published(), w.metrics.dead.Value(), w.dropped())
+		}
+		if w.log.count("mq_recovered") != 1 {
+			t.Error("not said to have recovered")
+		}
+	})
+}
+
+func TestWhatIsTooLargeDoesNotTakeOthersAlong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		small := map[string]string{"max.message.bytes": "20000"}
+		f := newFake(t)
+		if err := errors.Join(f.CreateTopic(Topic(tenant), 1, small), f.CreateTopic(DeadLetters(tenant), 1, map[string]string{"max.message.bytes": "100000"})); err != nil {
+			t.Fatal(err)
+		}
+		w := f.world(t, nil)
+		var got outcomes
+		sizes := map[int]int{3: 30_000, 5: 200_000}
+		for i := range 400 { // of 100 bytes: together too large as well
+			e := chat(fmt.Sprint(i), "ann", "bob")
+			e.Done = got.done
+			e.Data = make([]byte, max(100, sizes[i]))
+			w.Publish(tenant, e)
+		}
+		time.Sleep(5 * time.Second)
+		rs := f.topic(t, Topic(tenant))
+		last := uint64(0)
+		for _, r := range rs {
+			if r.seq() <= last || r.msg() == "3" || r.msg() == "5" {
+				t.Fatalf("%s, number %d, after %d", r.msg(), r.seq(), last)
+			}
+			last = r.seq()
+		}
+		if len(rs) != 398 || got.ok.Load() != 398 || got.dead.Load() != 1 || got.dropped.Load() != 1 || w.drops(DropTooLarge) != 1 {
+			t.Errorf("%d records, %d dead, %d dropped", len(rs), got.dead.Load(), got.dropped.Load())
+		}
+		if dead := f.topic(t, DeadLetters(tenant)); len(dead) != 1 || dead[0].msg() != "3" {
+			t.Errorf("dead letters: %+v", dead)
+		}
+	})
+}
+
+func TestTopicsAreCreatedForTheLargestMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := f.world(t, func(o *Options) { o.TopicPartitions = 4 })
+		e := chat("m", "ann", "bob")
+		e.Data = make([]byte, 1<<20)
+		w.Publish(tenant, e)
+		time.Sleep(time.Second)
+		if n := len(f.PartitionInfos(Topic(tenant))); n != 4 {
+			t.Errorf("%d partitions", n)
+		}
+		if n := len(f.PartitionInfos(DeadLetters(tenant))); n != 1 {
+			t.Errorf("%d partitions of dead letters", n)
+		}
+		if w.published() != 1 {
+			t.Error("a message of the largest size does not fit")
+		}
+	})
+}
+
+func TestWithoutTheTopicEventsAreKeptAndTheTroubleIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := f.world(t, func(o *Options) { o.CreateTopics = false })
+		for i := range 20 {
+			w.Publish(tenant, chat(fmt.Sprint(i), "ann", "bob"))
+			time.Sleep(time.Second)
+		}
+		if n := w.log.count("mq_topic_unavailable"); n != 1 {
+			t.Errorf("told %d times", n)
+		}
+		if n := w.total.Load(); n != 20 {
+			t.Fatalf("%d are waiting", n)
+		}
+		if err := f.CreateTopic(Topic(tenant), 3, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		rs := f.topic(t, Topic(tenant))
+		for i, r := range rs {
+			if r.msg() != fmt.Sprint(i) {
+				t.Fatalf("place %d has message %s", i, r.msg())
+			}
+		}
+		if len(rs) != 20 {
+			t.Errorf("%d records", len(rs))
+		}
+	})
+}
+
+func TestWithoutTheTopicTheDeadLettersServe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, kfake.SeedTopics(1, DeadLetters(tenant)))
+		w := f.world(t, func(o *Options) { o.CreateTopics = false })
+		var got outcomes
+		for i := range 20 {
+			e := chat(fmt.Sprint(i), "ann", "bob")
+			e.Done = got.done
+			w.Publish(tenant, e)
+			time.Sleep(20 * time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		if got.dead.Load() != 20 || len(f.topic(t, DeadLetters(tenant))) != 20 {
+			t.Errorf("%d dead-lettered", got.dead.Load())
+		}
+	})
+}
+
+func TestOneTenantsTroubleIsNobodyElses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, kfake.SleepOutOfOrder())
+		f.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			f.KeepControl()
+			for _, tp := range req.(*kmsg.ProduceRequest).Topics {
+				if tp.Topic == Topic("slow") || tp.Topic == DeadLetters("slow") {
+					f.SleepControl(func() { time.Sleep(2 * time.Second) })
+				}
+			}
+			return nil, nil, false
+		})
+		w := f.world(t, nil)
+		w.Publish("slow", chat("0", "a", "b"))
+		w.Publish("well", chat("0", "a", "b"))
+		time.Sleep(5 * time.Second)
+		before := w.published()
+		worst := time.Duration(0)
+		for i := range 200 {
+			w.Publish("slow", chat(fmt.Sprint(i), "a", "b"))
+			done := make(chan struct{})
+			e := chat(fmt.Sprint(i), "a", "b")
+			e.Done = func(error) { close(done) }
+			start := time.Now()
+			w.Publish("well", e)
+			<-done
+			worst = max(worst, time.Since(start))
+		}
+		if worst > 100*time.Millisecond {
+			t.Errorf("a healthy tenant waited %v", worst)
+		}
+		if n := w.published() - before; n < 200 {
+			t.Errorf("%d published", n)
+		}
+		time.Sleep(20 * time.Second)
+	})
+}
+
+func TestExpiredEventsAreNotSentLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := f.world(t, func(o *Options) { o.CreateTopics = false })
+		var got outcomes
+		e := chat("late", "a", "b")
+		e.Expires, e.Done = time.Now().Add(5*time.Second), got.done
+		// Behind one that has been sent, in vain, so that it waits.
+		w.Publish(tenant, chat("first", "a", "b"))
+		w.Publish(tenant, e)
+		time.Sleep(6 * time.Second)
+		if err := f.CreateTopic(Topic(tenant), 1, nil); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		rs := f.topic(t, Topic(tenant))
+		if len(rs) == 0 || rs[0].msg() != "first" {
+			t.Fatalf("%+v", rs)
+		}
+		if w.published()+w.drops(DropExpired) != 2 {
+			t.Errorf("%d published, %d expired", w.published(), w.drops(DropExpired))
+		}
+	})
+}
