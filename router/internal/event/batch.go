@@ -223,7 +223,7 @@ func judge(err error) (v verdict, unclear bool) {
 		sarama.ErrBrokerNotAvailable, sarama.ErrKafkaStorageError:
 		return moved, false
 	case sarama.ErrRequestTimedOut, sarama.ErrNotEnoughReplicasAfterAppend, sarama.ErrNetworkException, sarama.ErrUnknown:
-		return again, false
+		return again, true
 	default:
 		return again, false
 	}
