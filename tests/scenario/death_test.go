@@ -1,0 +1,86 @@
+package scenario
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/mics-im/mics/tests/harness"
+)
+
+func TestKilledGatewaysMessagesComeElsewhere(t *testing.T) {
+	t.Parallel()
+	c := harness.New(t, harness.Options{Gateways: 2, Routers: 2})
+	bob := c.V1("bob")
+	home, other := bob.Node(), "gw1"
+	if home == other {
+		other = "gw2"
+	}
+	ann := c.Client("ann", harness.On(other))
+	c.Gateway(home).Pause() // it takes what comes and does nothing with it
+	var sends []*harness.Sending
+	var want []string
+	for i := range 10 {
+		want = append(want, fmt.Sprint(i))
+		sends = append(sends, ann.Sends(want[i]).Submit(harness.Outgoing{To: "bob"}))
+	}
+	c.Gateway(home).Kill()
+	for i, s := range sends {
+		if a := s.Answer(); !a.Sent {
+			t.Errorf("message %d was answered %+v", i, a)
+		}
+	}
+	bob.Wants(want...)
+	c.Gateway(home).Start()
+	ann.Sends("last").To("bob")
+	bob.Wants("last")
+	bob.HasNothing()
+}
+
+func TestMessagingSurvivesARedisThatIsFlushed(t *testing.T) {
+	t.Parallel()
+	c := harness.New(t, harness.Options{Gateways: 2, Routers: 2})
+	ann, bob := c.Client("ann", harness.On("gw1")), c.V1("bob", harness.On("gw2"))
+	ann.Sends("before").To("bob")
+	c.FlushRedis()
+	ann.Sends("after").To("bob")
+	bob.Wants("before", "after")
+	bob.HasNothing()
+}
+
+func TestMessagingGoesOnWithoutRedis(t *testing.T) {
+	t.Parallel()
+	c := harness.New(t, harness.Options{Gateways: 2, Routers: 2})
+	ann, bob := c.Client("ann", harness.On("gw1")), c.V1("bob", harness.On("gw2"))
+	ann.Sends("before").To("bob")
+	c.Redis().Kill()
+	ann.Sends("during").To("bob")
+	c.Redis().Start()
+	ann.Sends("after").To("bob")
+	bob.Wants("before", "during", "after")
+	bob.HasNothing()
+}
+
+func TestOfflineMessagesSurviveARouter(t *testing.T) {
+	t.Parallel()
+	for i, end := range []string{"r1", "r2"} {
+		t.Run(end, func(t *testing.T) {
+			t.Parallel()
+			c := harness.New(t, harness.Options{Gateways: 2, Routers: 2})
+			ann := c.Client("ann")
+			bob := c.V1("bob")
+			bob.Leaves()
+			ann.Sends("kept").To("bob")
+			if i == 0 {
+				c.Router(end).Kill()
+			} else {
+				c.Router(end).Stop()
+			}
+			bob.Joins()
+			bob.Wants("kept")
+			bob.HasNothing()
+			c.Router(end).Start()
+			ann.Sends("live").To("bob")
+			bob.Wants("live")
+		})
+	}
+}
