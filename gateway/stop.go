@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/gateway/internal/drainer"
+	"github.com/mics-im/mics/gateway/internal/session"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
@@ -110,6 +111,7 @@ func (g *Gateway) supersede() {
 func (g *Gateway) evacuate(ctx context.Context) {
 	began := time.Now()
 	g.tel.Log.Warn("evacuation_begin", "sessions", g.sessions.Len())
+	g.sessions.Walk(func(s *session.Session) bool { s.Shut(); return true })
 	sum := drainer.Drain(ctx, g.sessions, g.uplink, drainShare(g.cfg.DrainTimeout), g.tel.Log)
 	g.tel.Log.Warn("evacuation_done", summary(sum, time.Since(began))...)
 }

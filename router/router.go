@@ -25,6 +25,7 @@ import (
 	"github.com/mics-im/mics/router/internal/offline"
 	"github.com/mics-im/mics/router/internal/peer"
 	"github.com/mics-im/mics/router/internal/pipeline"
+	"github.com/mics-im/mics/router/internal/reaper"
 	"github.com/mics-im/mics/router/internal/redisstore"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/service"
@@ -62,6 +63,7 @@ type Router struct {
 	buffer     *peer.Buffer
 	sents      *dedup.Table[[]byte] // what was answered SENT
 	dispatcher *dispatch.Dispatcher
+	reaper     *reaper.Reaper
 	internal   *rpc.Server
 
 	mu       sync.Mutex
@@ -175,6 +177,11 @@ func (r *Router) wire(ln net.Listener) {
 		Limits: cfg.messages, Stats: r.stats, Tracer: r.tel.Tracer,
 	})
 	r.push("pipeline", messages.Close)
+	r.reaper = reaper.New(reaper.Options{
+		Store: r.store, Owner: fmt.Sprintf("%s/%d", r.self.ID, r.self.Incarnation),
+		Living:   func(n route.NodeRef) bool { _, ok := r.directory.Gateway(n); return ok },
+		GhostTTL: r.offlineTTL, Telemetry: r.tel,
+	})
 	r.gauges()
 
 	svc := service.New(service.Options{
@@ -210,6 +217,8 @@ func (r *Router) Start(ctx context.Context) error {
 		r.sweep(stop)
 	}()
 	r.push("sweeper", func() { close(stop); <-done })
+	r.reaper.Start()
+	r.push("reaper", r.reaper.Stop)
 	// The server still answers meanwhile: who takes a buffer over asks back.
 	r.teardown.Push("hand buffers on", handOnBudget, r.buffer.HandOn)
 	// First of all: nobody comes to a router that is not in the directory.

@@ -60,6 +60,14 @@ func (s *Session) pend(code int, reason string, wait time.Duration) {
 	s.watch()
 }
 
+// Shut lets the session refuse deliveries from now on: its route counts as dead,
+// and what comes by it could overtake what is kept for the device meanwhile.
+func (s *Session) Shut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shut = true
+}
+
 // Released says that the session's route has been given back.
 func (s *Session) Released() {
 	s.mu.Lock()
@@ -173,6 +181,9 @@ func (s *Session) end() {
 	if s.phase == ended || s.phase == opening {
 		s.mu.Unlock()
 		return
+	}
+	if s.phase == suspended {
+		s.finish("cut")
 	}
 	s.check() // the last moment that the kernel can tell
 	s.phase, s.shut = ended, true

@@ -49,6 +49,7 @@ type Handler struct {
 	limiter *limiter
 	log     *slog.Logger
 	refused *telemetry.CounterVec
+	gone    *telemetry.Counter
 	total   atomic.Uint64
 	logged  atomic.Int64 // when rate_limited was logged last, in nanoseconds
 
@@ -72,6 +73,7 @@ func New(o Options) *Handler {
 	h := &Handler{
 		opts: o, log: o.Telemetry.Log, limiter: newLimiter(o.AcceptRate, o.AcceptRatePerAddress),
 		refused: o.Telemetry.CounterVec("mics_ws_handshakes_refused_total", "handshakes refused before the upgrade", "reason"),
+		gone:    o.Telemetry.Counter("mics_ws_handshakes_abandoned_total", "handshakes whose client had gone before its session was opened"),
 	}
 	for _, r := range []string{unavailable, notWebSocket, badOrigin, maxConnections, string(perNode), string(perAddress)} {
 		h.refused.With(r)
@@ -167,6 +169,14 @@ func (h *Handler) take(w http.ResponseWriter, r *http.Request, addr netip.Addr) 
 
 // open admits or refuses a session.
 func (h *Handler) open(conn *ws.Conn, req request, no refusal, remote string) {
+	if conn.Gone() {
+		// It has waited here for longer than its client had patience, as after a
+		// stall. Opening it would take the place of where the client is now.
+		h.gone.Inc()
+		_ = conn.Close()
+		conn.Done()
+		return
+	}
 	p := session.Params{Version: req.version, RemoteAddr: remote}
 	if no.code == 0 { // else they may be anything
 		p.Tenant, p.Device = req.tenant, req.device

@@ -256,6 +256,10 @@ func (c *Conn) Acknowledged() (n int64, ok bool) {
 	return max(0, written-int64(queued)), true
 }
 
+// Gone says that the peer has closed its end without another word. It may be
+// false for one that has. By the reading goroutine, or before it runs.
+func (c *Conn) Gone() bool { return c.sock != nil && c.r == c.w && peerGone(c.sock) }
+
 // SetWriteDeadline bounds a Write, also one under way.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.net.SetWriteDeadline(t) }
 

@@ -42,3 +42,13 @@ func sendQueue(sock syscall.RawConn) (n int, err error) {
 	cerr := sock.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
 	return n, errors.Join(cerr, err)
 }
+
+// peerGone is whether the peer has closed or reset and there is nothing to read.
+func peerGone(sock syscall.RawConn) (gone bool) {
+	_ = sock.Control(func(fd uintptr) {
+		var b [1]byte
+		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		gone = n == 0 && err == nil || errors.Is(err, unix.ECONNRESET)
+	})
+	return gone
+}

@@ -11,3 +11,6 @@ func (*Conn) readReady(uintptr) bool { return true }
 
 // sendQueue is not known here.
 func sendQueue(syscall.RawConn) (int, error) { return 0, errUnknown }
+
+// peerGone is not known here.
+func peerGone(syscall.RawConn) bool { return false }

@@ -193,3 +193,33 @@ func TestASessionThatNeverCameToBe(t *testing.T) {
 		}
 	})
 }
+
+// TestAGatewayThatComesBack was silent for longer than its lease and goes on: what
+// is sent to it then has other ids than before, or it would take them for resends.
+func TestAGatewayThatComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		d := w.dispatcher()
+		defer d.Close()
+		w.bind("phone", node(1), 1)
+		send(d, "before", w.cached(), nil)
+		time.Sleep(time.Second) // fake time
+		w.bring(1)
+		silent := func(yes bool) {
+			w.mu.Lock()
+			w.dead[node(1)] = yes
+			w.mu.Unlock()
+		}
+		silent(true)
+		d.Prune()
+		time.Sleep(time.Second) // fake time
+		silent(false)
+		send(d, "after", w.cached(), nil)
+		time.Sleep(time.Second) // fake time
+		synctest.Wait()
+		w.bring(10)
+		if got := w.got["phone"]; !slices.Contains(got, "before") || got[len(got)-1] != "after" {
+			t.Fatalf("got %v", got)
+		}
+	})
+}

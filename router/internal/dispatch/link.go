@@ -89,7 +89,11 @@ type held struct {
 }
 
 func newLink(d *Dispatcher, node route.Node) *link {
-	l := &link{d: d, node: node, wake: make(chan struct{}, 1), nextID: 1, nextBacklog: backlogIDs + 1, held: map[sequence][]held{}}
+	// A gateway that was out of reach and is alive again knows the ids of the link
+	// before: a new one must not give them a second time. Nobody delivers once a
+	// nanosecond, so the time will do.
+	first := uint64(time.Now().UnixNano())
+	l := &link{d: d, node: node, wake: make(chan struct{}, 1), nextID: first, nextBacklog: backlogIDs + first, held: map[sequence][]held{}}
 	l.ctx, l.cancel = context.WithCancel(d.ctx)
 	return l
 }

@@ -1,6 +1,7 @@
 package event
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -389,4 +390,145 @@ func TestExpiredEventsAreNotSentLate(t *testing.T) {
 			t.Errorf("%d published, %d expired", w.published(), w.drops(DropExpired))
 		}
 	})
+}
+
+func TestAfterALostAnswerTheNextIsNoRepeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, kfake.SeedTopics(1, Topic(tenant), DeadLetters(tenant)))
+		w := f.world(t, nil)
+		w.Publish(tenant, chat("0", "ann", "bob"))
+		time.Sleep(time.Second)
+		// Applied each time, and never said to be: it is a dead letter too.
+		f.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Count: 3, Err: kerr.RequestTimedOut, Topic: Topic(tenant)})
+		w.Publish(tenant, chat("1", "ann", "bob"))
+		time.Sleep(time.Second)
+		if n := w.metrics.dead.Value(); n != 1 {
+			t.Fatalf("%d dead letters", n)
+		}
+		w.Publish(tenant, chat("2", "ann", "bob"))
+		time.Sleep(time.Second)
+		rs := f.topic(t, Topic(tenant))
+		if len(rs) != 3 || rs[2].msg() != "2" {
+			t.Errorf("the topic has %d records, the last is not the last event: it was taken for a repeat", len(rs))
+		}
+	})
+}
+
+func TestATopicThatIsMadeAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := f.world(t, nil)
+		send := func(from, to int) {
+			for i := from; i < to; i++ {
+				w.Publish(tenant, chat(fmt.Sprint(i), "ann", fmt.Sprint(i)))
+			}
+			time.Sleep(10 * time.Second)
+		}
+		send(0, 100)
+		if err := errors.Join(f.DeleteTopic(Topic(tenant)), f.CreateTopic(Topic(tenant), 2, nil)); err != nil {
+			t.Fatal(err)
+		}
+		send(100, 200)
+		rs := f.topic(t, Topic(tenant))
+		dead := f.topic(t, DeadLetters(tenant))
+		if len(rs)+len(dead) != 100 || w.dropped() != 0 {
+			t.Errorf("%d records, %d dead, %d dropped", len(rs), len(dead), w.dropped())
+		}
+		send(200, 300)
+		if got := len(f.topic(t, Topic(tenant))); got != len(rs)+100 {
+			t.Errorf("%d records, then %d: not all of the last hundred", len(rs), got)
+		}
+	})
+}
+
+func TestABrokerThatForgotUsMeetsANewProducer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, kfake.SeedTopics(1, Topic(tenant), DeadLetters(tenant)))
+		w := f.world(t, nil)
+		w.Publish(tenant, chat("0", "ann", "bob"))
+		time.Sleep(time.Second)
+		var first int64 = -1
+		f.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			f.KeepControl()
+			p := req.(*kmsg.ProduceRequest).Topics[0].Partitions[0]
+			b := kmsg.RecordBatch{}
+			if err := b.ReadFrom(p.Records); err != nil {
+				return nil, err, true
+			}
+			if first < 0 {
+				first = b.ProducerID
+			}
+			if b.ProducerID != first {
+				return nil, nil, false
+			}
+			res := req.ResponseKind().(*kmsg.ProduceResponse)
+			rt := kmsg.NewProduceResponseTopic()
+			rt.Topic = Topic(tenant)
+			rp := kmsg.NewProduceResponseTopicPartition()
+			rp.ErrorCode = kerr.OutOfOrderSequenceNumber.Code
+			rt.Partitions = append(rt.Partitions, rp)
+			res.Topics = append(res.Topics, rt)
+			return res, nil, true
+		})
+		w.Publish(tenant, chat("1", "ann", "bob"))
+		time.Sleep(time.Second)
+		if n := w.published(); n != 2 {
+			t.Errorf("%d published", n)
+		}
+	})
+}
+
+func TestStopSendsWhatThereIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		w := f.world(t, nil)
+		for i := range 5000 {
+			w.Publish(tenant, chat(fmt.Sprint(i), "ann", "bob"))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		if err := w.Stop(ctx); err != nil || w.published() != 5000 {
+			t.Errorf("%v, %d published", err, w.published())
+		}
+		if w.Publish(tenant, chat("x", "a", "b")) || w.drops(DropStopped) != 1 {
+			t.Error("taken after the stop")
+		}
+	})
+}
+
+func TestStopCountsWhatItCannotSend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		f.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+			f.KeepControl()
+			return nil, errors.New("cut off"), true
+		})
+		w := f.world(t, nil)
+		var got outcomes
+		for i := range 500 {
+			e := chat(fmt.Sprint(i), "ann", fmt.Sprint(i))
+			e.Done = got.done
+			w.Publish(tenant, e)
+		}
+		time.Sleep(3 * time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		start := time.Now()
+		if err := w.Stop(ctx); err == nil {
+			t.Error("no error")
+		}
+		if d := time.Since(start); d > 4*time.Second {
+			t.Errorf("the stop took %v", d)
+		}
+		if w.drops(DropShutdown) != 500 || got.dropped.Load() != 500 {
+			t.Errorf("%d counted, %d told", w.drops(DropShutdown), got.dropped.Load())
+		}
+	})
+}
+
+func TestWithoutKafkaNothingIsTaken(t *testing.T) {
+	w := newWorld(t, nil, nil)
+	if w.Enabled() || w.Publish(tenant, chat("m", "a", "b")) || w.dropped() != 0 {
+		t.Error("something was done")
+	}
 }

@@ -49,7 +49,8 @@ func (j *journal) count(text string) int {
 // world is a publisher under test.
 type world struct {
 	*Publisher
-	log *journal
+	log      *journal
+	patience time.Duration // of the stop at the end
 }
 
 // newWorld starts a publisher with the contract's limits, changed by with.
@@ -74,9 +75,9 @@ func newWorld(t testing.TB, addrs []string, with func(*Options)) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{Publisher: p, log: log}
+	w := &world{Publisher: p, log: log, patience: 2 * time.Second}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), w.patience)
 		defer cancel()
 		_ = p.Stop(ctx)
 		_ = tel.Shutdown(context.Background())

@@ -35,8 +35,8 @@ type lane struct {
 }
 
 // put takes an event, or says why not. Two bounds hold for a lane: its own, and
-// a share of what is free for all, so that lanes which stand still leave room for
-// those that do not: k full lanes leave one part in k+1 free.
+// as much as is still free for all, so that lanes which stand still leave room
+// for those that do not.
 func (l *lane) put(it *item) Drop {
 	p := l.p
 	switch {

@@ -1,0 +1,288 @@
+package away
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mics-im/mics/router/internal/route"
+)
+
+func key(user, device string) route.DeviceKey {
+	return route.DeviceKey{UserKey: route.UserKey{Tenant: "t", User: user}, Device: device}
+}
+
+// connect opens a session of the device at its user's home.
+func (w *world) connect(k route.DeviceKey, g *gateway) (route.Location, uint64, *route.Record) {
+	w.t.Helper()
+	loc := g.next()
+	epoch, prev, err := w.routers[0].home(k.UserKey).Bind(w.t.Context(), k, loc, 2)
+	if err != nil {
+		w.t.Fatalf("bind %v: %v", k, err)
+	}
+	g.hold(k, loc, epoch)
+	return loc, epoch, prev
+}
+
+// leave ends it.
+func (w *world) leave(k route.DeviceKey, loc route.Location, epoch uint64) {
+	w.t.Helper()
+	w.at(loc.Node).drop(loc.Session)
+	applied, err := w.routers[0].home(k.UserKey).Change(w.t.Context(), []route.Change{{
+		Key: k, Node: loc.Node, Session: loc.Session, Epoch: epoch, To: route.Ghost, GhostTTL: ghostTTL,
+	}})
+	if err != nil || !applied[0] {
+		w.t.Fatalf("leave %v: %v, %v", k, applied, err)
+	}
+}
+
+// want checks what every router finds; loc nil: a ghost.
+func (w *world) want(k route.DeviceKey, loc *route.Location) {
+	w.t.Helper()
+	for _, m := range w.routers {
+		fresh, err := m.LookupFresh(w.t.Context(), k.UserKey)
+		if err != nil {
+			w.t.Fatalf("%s, %v: %v", m.opts.Self.ID, k, err)
+		}
+		cached, err := m.Lookup(w.t.Context(), []route.UserKey{k.UserKey})
+		if err != nil {
+			w.t.Fatalf("%s, %v: %v", m.opts.Self.ID, k, err)
+		}
+		for _, records := range [][]route.Record{fresh, cached[0]} {
+			i, found := find(records, k.Device)
+			switch {
+			case !found, loc == nil && records[i].State != route.Ghost, loc != nil && (records[i].State != route.Live || records[i].Location() != *loc):
+				w.t.Errorf("%s, %v: %+v, want a live one at %v\n%s", m.opts.Self.ID, k, records, loc, m.logs.String())
+			}
+		}
+	}
+}
+
+func pass(d time.Duration) {
+	time.Sleep(d) // fake time
+	synctest.Wait()
+}
+
+func TestAnOutage(t *testing.T) {
+	for name, lose := range map[string]func(w *world){
+		"refuses": func(w *world) { w.down.Store(true) },
+		"hangs":   func(w *world) { w.slow.Store(int64(time.Hour)) },
+		"crawls":  func(w *world) { w.slow.Store(int64(time.Second)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			for long, d := range map[string]time.Duration{"for a moment": time.Second, "for long": time.Minute} {
+				t.Run(long, func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						w := newWorld(t, 3, 3)
+						stays, moves, goes, comes := key("ann", "stays"), key("ann", "moves"), key("bob", "goes"), key("eve", "comes")
+						at, e1, _ := w.connect(stays, w.gateways[0])
+						_, e2, _ := w.connect(moves, w.gateways[1])
+						goneAt, e3, _ := w.connect(goes, w.gateways[2])
+						lose(w)
+						pass(d)
+						w.want(stays, &at)
+						movedTo, e4, prev := w.connect(moves, w.gateways[2])
+						if prev == nil || e4 <= e2 {
+							t.Errorf("the device moved from %v, epoch %d to %d", prev, e2, e4)
+						}
+						w.leave(goes, goneAt, e3)
+						cameTo, e5, prev := w.connect(comes, w.gateways[0])
+						if prev != nil || e5 <= e1 {
+							t.Errorf("a new device replaces %v, epoch %d", prev, e5)
+						}
+						w.want(moves, &movedTo)
+						w.want(goes, nil)
+						w.want(comes, &cameTo)
+						for _, m := range w.routers {
+							if len(m.Degraded()) == 0 {
+								t.Error("nobody is told")
+							}
+						}
+						w.down.Store(false)
+						w.slow.Store(0)
+						pass(20 * time.Second)
+						for _, m := range w.routers {
+							m.mirror = newMirror(10, m.overflow) // the store alone must do
+						}
+						w.want(stays, &at)
+						w.want(moves, &movedTo)
+						w.want(goes, nil)
+						w.want(comes, &cameTo)
+						w.end(true)
+					})
+				})
+			}
+		})
+	}
+}
+
+func TestAFlushIsNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 3)
+		k1, k2, ghost := key("ann", "a"), key("ann", "b"), key("bob", "c")
+		at1, _, _ := w.connect(k1, w.gateways[0])
+		at2, e2, _ := w.connect(k2, w.gateways[1])
+		goneAt, e3, _ := w.connect(ghost, w.gateways[1])
+		w.leave(ghost, goneAt, e3)
+		for _, m := range w.routers {
+			for range 3 {
+				if ok, _, err := m.AcquireConn(t.Context(), "t", at1.Node, 0, nil); !ok || err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		w.flush()
+		// The very next call.
+		moved, e, prev := w.connect(k2, w.gateways[2])
+		if prev == nil || prev.Location() != at2 || e <= e2 {
+			t.Errorf("it replaces %v, epoch %d after %d", prev, e, e2)
+		}
+		w.at(at2.Node).drop(at2.Session)
+		w.want(k1, &at1)
+		w.want(k2, &moved)
+		w.want(ghost, nil)
+		for _, m := range w.routers {
+			if len(m.dir.Gateways()) != 3 || len(m.dir.Routers()) != 3 {
+				t.Errorf("%v, %v", m.dir.Gateways(), m.dir.Routers())
+			}
+		}
+		pass(10 * time.Second)
+		for _, m := range w.routers {
+			m.mirror = newMirror(10, m.overflow) // the store alone must do
+		}
+		w.want(k1, &at1)
+		w.want(k2, &moved)
+		w.want(ghost, nil)
+		for _, g := range w.gateways {
+			_, n, err := w.redis.Load().AcquireConn(t.Context(), "t", g.node.NodeRef, 1<<30, nil)
+			if want := len(g.held); err != nil || n != want {
+				t.Errorf("%s: %d connections are counted instead of %d, %v", g.node.ID, n, want, err)
+			}
+		}
+		w.end(true)
+	})
+}
+
+func TestColdMirrorsAfterAFlush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 2)
+		k := key("ann", "a")
+		at, e, _ := w.connect(k, w.gateways[0])
+		for _, m := range w.routers {
+			m.mirror = newMirror(10, m.overflow)
+		}
+		w.flush()
+		moved, e2, prev := w.connect(k, w.gateways[1])
+		if prev == nil || prev.Location() != at || e2 <= e {
+			t.Errorf("it replaces %v, epoch %d after %d", prev, e2, e)
+		}
+		w.at(at.Node).drop(at.Session)
+		w.want(k, &moved)
+		pass(10 * time.Second)
+		w.want(k, &moved)
+		w.end(true)
+	})
+}
+
+func TestOneRouterCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		cut := w.routers[1]
+		var k route.DeviceKey
+		for i := range 100 {
+			if k = key(string(rune('a'+i)), "d"); w.routers[0].home(k.UserKey) == cut {
+				break
+			}
+		}
+		at, e, _ := w.connect(k, w.gateways[0])
+		cut.cut.Store(true)
+		// The others do not notice, and must find what it binds.
+		moved, e2, prev := w.connect(k, w.gateways[1])
+		if prev == nil || prev.Location() != at || e2 != e+1 {
+			t.Errorf("it replaces %v, epoch %d after %d", prev, e2, e)
+		}
+		w.at(at.Node).drop(at.Session)
+		w.want(k, &moved)
+		for range 20 {
+			pass(time.Second)
+			for _, m := range w.routers {
+				if len(m.dir.Routers()) != 3 {
+					t.Fatalf("%s: the routers are %v", m.opts.Self.ID, m.dir.Routers())
+				}
+			}
+		}
+		second := key(k.User, "e")
+		at2, _, _ := w.connect(second, w.gateways[0])
+		w.want(k, &moved)
+		w.want(second, &at2)
+		w.leave(second, at2, cut.mirror.device(second).Epoch)
+		w.want(second, nil)
+		cut.cut.Store(false)
+		pass(10 * time.Second)
+		w.want(k, &moved)
+		w.want(second, nil)
+		w.end(true)
+	})
+}
+
+func TestAGatewayThatDoesNotAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 2)
+		k := key("ann", "a")
+		at, _, _ := w.connect(k, w.gateways[0])
+		for _, m := range w.routers {
+			m.mirror = newMirror(10, m.overflow)
+		}
+		w.down.Store(true)
+		pass(time.Second)
+		w.gateways[1].mute.Store(true)
+		for _, m := range w.routers {
+			if got, err := m.LookupFresh(t.Context(), k.UserKey); err == nil {
+				t.Errorf("%s knows for certain: %v", m.opts.Self.ID, got)
+			}
+		}
+		w.gateways[1].dead.Store(true)
+		pass(5 * time.Second)
+		w.want(k, &at)
+		w.down.Store(false)
+		pass(10 * time.Second)
+		w.want(k, &at)
+		w.end(true)
+	})
+}
+
+func TestLimitsWithoutTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, 1)
+		m, g := w.routers[0], w.gateways[0].node.NodeRef
+		acquire := func() bool {
+			ok, _, err := m.AcquireConn(t.Context(), "t", g, 2, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return ok
+		}
+		if !acquire() || !acquire() || acquire() {
+			t.Fatal("the limit is not 2")
+		}
+		w.down.Store(true)
+		if !acquire() || m.unenforced.Value() != 1 {
+			t.Error("a limit that cannot be asked for does not hold, and is counted")
+		}
+		if n, err := m.LeaseTokens(t.Context(), "t", 1, 1); err == nil {
+			t.Errorf("%d tokens without a store", n)
+		}
+		if err := m.ReleaseConns(t.Context(), "t", g, 2); err != nil {
+			t.Error(err)
+		}
+		if _, err := m.DeadNodes(t.Context()); err == nil {
+			t.Error("the dead are known without a store")
+		}
+		w.down.Store(false)
+		pass(10 * time.Second)
+		if !acquire() || acquire() {
+			t.Error("one of two places was left")
+		}
+		w.end(true)
+	})
+}
