@@ -72,12 +72,6 @@ func (r *Router) peerHooks() peer.Hooks {
 	}
 }
 
-// deliver brings a message to a device that came back before what was kept for it
-// had reached its home.
-func (r *Router) deliver(key route.DeviceKey, m *dispatch.Message) {
-	r.dispatcher.SendTo(key, m, func(res dispatch.Result) { r.stats.Lost.Add(int64(res.Skipped)) })
-}
-
 func (r *Router) gauges() {
 	r.tel.Gauge("mics_redis_up", "Whether the route store answered last time.", r.store.upGauge)
 	r.tel.Gauge("mics_router_gateways", "Living gateways in this router's picture.", func() int64 { return int64(len(r.directory.Gateways())) })

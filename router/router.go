@@ -155,7 +155,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.sents = dedup.NewTable[[]byte](cfg.dedupEntries, func(n int) { r.stats.DedupForgotten.Add(int64(n)) })
 	r.buffer = peer.NewBuffer(peer.Options{
 		Directory: r.directory, Members: r.directory, Local: r.kept, Lookup: r.store.LookupFresh, Client: r.peer, TTL: r.offlineTTL,
-		Sents: r.sents, Deliver: r.deliver, Hooks: r.peerHooks(),
+		Sents: r.sents, Deliver: func(key route.DeviceKey, msgs []*dispatch.Message) { r.dispatcher.SendOlder(key, msgs) }, Hooks: r.peerHooks(),
 	})
 	r.sents.OnSent(r.buffer.Sent)
 	r.push("offline buffer", r.buffer.Close)

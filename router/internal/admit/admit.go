@@ -82,6 +82,7 @@ type Dispatcher interface {
 	Hold(key route.DeviceKey, loc route.Location, msgs []*dispatch.Message) (ids []uint64, ok bool)
 	Abandon(loc route.Location)
 	SendTo(key route.DeviceKey, m *dispatch.Message, done func(dispatch.Result))
+	SendOlder(key route.DeviceKey, msgs []*dispatch.Message)
 }
 
 // Kept is the offline buffer, for who takes from it. front was handed back and is

@@ -3,6 +3,7 @@ package admit
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -128,28 +129,47 @@ func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispat
 	if t, ok := a.opts.Tenant(key.Tenant); ok {
 		keeps = t.OfflineTTL() > 0
 	}
+	// What is online is sent together, in order; what is so too late by itself.
+	var mu sync.Mutex
+	late := false
+	online := make([]*dispatch.Message, len(msgs))
 	results := make(chan dispatch.BufferResult, len(msgs)) // none blocks
-	for _, m := range msgs {
+	for i, m := range msgs {
 		a.opts.Buffer.Put(dispatch.BufferEntry{
 			Key: key.UserKey, Devices: []string{key.Device}, Message: m, Front: true,
 			Done: func(r dispatch.BufferResult) {
 				if r == dispatch.Online {
-					a.opts.Dispatcher.SendTo(key, m, func(res dispatch.Result) { a.opts.Stats.Lost.Add(int64(res.Skipped)) })
+					mu.Lock()
+					online[i] = m
+					alone := late
+					mu.Unlock()
+					if alone {
+						a.opts.Dispatcher.SendOlder(key, []*dispatch.Message{m})
+					}
 				}
 				results <- r
 			},
 		})
 	}
 	lost := 0
-	for range msgs {
+	var err error
+	for n := 0; n < len(msgs) && err == nil; n++ {
 		select {
 		case r := <-results:
 			if r == dispatch.NotKept {
 				lost++
 			}
 		case <-ctx.Done():
-			return fault.Wrap(fault.Unavailable, "keep what was not delivered", ctx.Err())
+			err = fault.Wrap(fault.Unavailable, "keep what was not delivered", ctx.Err())
 		}
+	}
+	mu.Lock()
+	late = true
+	back := slices.DeleteFunc(slices.Clone(online), func(m *dispatch.Message) bool { return m == nil })
+	mu.Unlock()
+	a.opts.Dispatcher.SendOlder(key, back)
+	if err != nil {
+		return err
 	}
 	// Elsewhere the home may only have been out of reach, and whoever handed it
 	// back can say it again to the next one.

@@ -205,6 +205,14 @@ func (n *node) SendTo(_ route.DeviceKey, m *dispatch.Message, done func(dispatch
 	done(dispatch.Result{Delivered: 1})
 }
 
+func (n *node) SendOlder(_ route.DeviceKey, msgs []*dispatch.Message) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, m := range msgs {
+		n.sent = append(n.sent, text(m.Bytes))
+	}
+}
+
 func (n *node) Reclaim(context.Context, route.DeviceKey, func(route.Location) bool) ([]*dispatch.Message, func(), error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -68,6 +68,25 @@ func (d *Dispatcher) recover(node route.NodeRef, copies []held) {
 	}
 }
 
+// SendOlder delivers messages that were kept for the device, or handed back by its
+// last session, and did not make it into its backlog: they go before all that
+// waits for it, in their order. Their senders have been told SENT, so they are not
+// given up.
+func (d *Dispatcher) SendOlder(key route.DeviceKey, msgs []*Message) {
+	if len(msgs) == 0 {
+		return
+	}
+	s := d.shard(key.UserKey)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.flow(key.UserKey)
+	f.low -= int64(len(msgs))
+	for i, m := range msgs {
+		f.waiting = append(f.waiting, item{msg: m, device: key.Device, order: f.low + int64(i)})
+	}
+	d.settle(f)
+}
+
 // Reclaim begins the making of a backlog: for the user's home, after the device's
 // new route is bound and before its offline buffer is taken. It returns the
 // copies that this router still has for the device and that nobody else will

@@ -40,6 +40,12 @@ func (j *journal) Write(p []byte) (int, error) {
 	return j.b.Write(p)
 }
 
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.String()
+}
+
 func (j *journal) count(text string) int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -81,6 +87,9 @@ func newWorld(t testing.TB, addrs []string, with func(*Options)) *world {
 		defer cancel()
 		_ = p.Stop(ctx)
 		_ = tel.Shutdown(context.Background())
+		if t.Failed() {
+			t.Log(log.String())
+		}
 		if n, b := p.total.Load(), p.bytes.Load(); n != 0 || b != 0 {
 			t.Errorf("%d events of %d bytes are still counted after the stop", n, b)
 		}

@@ -277,8 +277,12 @@ func (b *Buffer) deliverTo(key route.UserKey, records []route.Record) {
 	}
 	for _, r := range route.PlanFor(records, "", b.opts.Directory.Alive, time.Now()).Live {
 		device := route.DeviceKey{UserKey: key, Device: r.Device}
+		var msgs []*dispatch.Message
 		for _, h := range b.opts.Local.TakeFree(device) {
-			b.opts.Deliver(device, &dispatch.Message{Bytes: h.Bytes, Unmoderated: h.Unmoderated, Key: h.Key})
+			msgs = append(msgs, &dispatch.Message{Bytes: h.Bytes, Unmoderated: h.Unmoderated, Key: h.Key})
+		}
+		if len(msgs) > 0 {
+			b.opts.Deliver(device, msgs)
 		}
 	}
 }

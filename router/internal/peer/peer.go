@@ -87,7 +87,7 @@ type Options struct {
 	// was kept for it had reached its home; if it has left again, into the
 	// buffer. Messages of one user come in order. It must not block. Nil: they
 	// stay until the device connects again.
-	Deliver func(route.DeviceKey, *dispatch.Message)
+	Deliver func(route.DeviceKey, []*dispatch.Message)
 	Hooks   Hooks
 }
 

@@ -253,9 +253,11 @@ func (m *member) lookup(ctx context.Context, key route.UserKey) ([]route.Record,
 	return m.w.store.LookupFresh(ctx, key)
 }
 
-func (m *member) deliver(key route.DeviceKey, msg *dispatch.Message) {
-	if !m.dead.Load() {
-		m.w.live(m.w.devices[key.UserKey], msg)
+func (m *member) deliver(key route.DeviceKey, msgs []*dispatch.Message) {
+	for _, msg := range msgs {
+		if !m.dead.Load() {
+			m.w.live(m.w.devices[key.UserKey], msg)
+		}
 	}
 }
 
