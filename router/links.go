@@ -57,6 +57,7 @@ func (r *Router) dispatchHooks() dispatch.Hooks {
 		},
 		ForwardFailed: r.stats.ForwardFailed.Inc,
 		Recovered:     func(n int) { r.stats.Recovered.Add(int64(n)) },
+		Settled:       func(key route.DeviceKey) { r.buffer.Settled(key) },
 		Lost:          r.stats.Lost.Inc,
 	}
 }

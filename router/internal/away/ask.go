@@ -127,7 +127,7 @@ func (a *askers) keep(living func(route.NodeRef) bool) {
 // flights lets callers share a check: a caller gets the result of one that began
 // after it came. Safe for concurrent use.
 type flights struct {
-	turn sync.Mutex // held during a check
+	turn chan struct{} // capacity 1: full during a check
 	mu   sync.Mutex
 	next *flight // guarded by mu: has not begun
 }
@@ -137,6 +137,9 @@ type flight struct {
 	ok   bool // written before done is closed
 }
 
+func newFlights() flights { return flights{turn: make(chan struct{}, 1)} }
+
+// do may use any waiting caller's check for all of them.
 func (f *flights) do(check func() bool) bool {
 	f.mu.Lock()
 	mine := f.next
@@ -150,12 +153,12 @@ func (f *flights) do(check func() bool) bool {
 		<-mine.done
 		return mine.ok
 	}
-	f.turn.Lock()
+	f.turn <- struct{}{}
 	f.mu.Lock()
 	f.next = nil
 	f.mu.Unlock()
 	mine.ok = check()
-	f.turn.Unlock()
+	<-f.turn
 	close(mine.done)
 	return mine.ok
 }

@@ -85,7 +85,7 @@ type Store struct {
 	mirror  *mirror
 
 	gateways, routers askers
-	marks             flights
+	marks, saves      flights
 
 	state atomic.Int32 // a phase; changes under mu
 	// gate is held for reading by whoever changes the mirror instead of the
@@ -134,7 +134,7 @@ func New(o Options) *Store {
 		o.MaxUsers = defaultMaxUsers
 	}
 	t := o.Telemetry
-	s := &Store{Store: o.Store, opts: o, log: t.Log, drift: map[share]int{}, kick: make(chan struct{}, 1)}
+	s := &Store{Store: o.Store, opts: o, log: t.Log, drift: map[share]int{}, kick: make(chan struct{}, 1), marks: newFlights(), saves: newFlights()}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.outages = t.Counter("mics_redis_outages_total", "Times that the route store was lost.")
 	s.rebuilt = t.Counter("mics_routes_rebuilt_total", "Routes written to a route store that had lost them.")
@@ -284,7 +284,7 @@ func (s *Store) check() bool {
 	}
 	s.log.Warn("redis_emptied")
 	s.partial = time.Now().Add(s.opts.Lease)
-	s.mirror.doubt(time.Time{})
+	s.mirror.doubt(time.Time{}, s.mine)
 	s.heal = recovery{began: time.Now(), rebuild: true, emptied: true}
 	if s.phase() == up {
 		s.state.Store(int32(healing))

@@ -132,7 +132,7 @@ func (s *Store) probe() {
 		long := now.Sub(since) > s.opts.Lease
 		s.partial = now.Add(s.opts.Lease)
 		s.heal = recovery{began: now, rebuild: long || s.heal.rebuild, emptied: s.heal.emptied}
-		s.mirror.doubt(since.Add(-recent))
+		s.mirror.doubt(since.Add(-recent), s.mine)
 		s.state.Store(int32(healing))
 		s.log.Info("redis_back", "away_ms", now.Sub(since).Milliseconds())
 	}
@@ -141,14 +141,7 @@ func (s *Store) probe() {
 		s.recover()
 		return
 	}
-	if peer := s.peerUp(); peer != nil {
-		for range maxBatches {
-			records := s.mirror.some(saveBatch)
-			if len(records) == 0 || !s.push(s.ctx, *peer, records) {
-				return
-			}
-		}
-	}
+	s.write()
 }
 
 // findPeer looks for another router that reaches the backend, and that renews this
@@ -200,17 +193,17 @@ func (s *Store) recover() {
 	if h.done != want {
 		var err error
 		if h.rebuild {
-			s.mirror.doubt(time.Time{})
+			s.mirror.doubt(time.Time{}, s.mine)
 			err = s.rebuild(names(routers), h)
 		}
 		if err == nil && !h.emptied {
 			err = s.count(s.ctx)
 		}
-		if err == nil {
-			err = s.flush(s.ctx)
-		}
 		if err != nil {
 			s.failed(s.ctx, err)
+			return
+		}
+		if !s.write() {
 			return
 		}
 		s.mu.Lock()
@@ -266,7 +259,7 @@ func (s *Store) settled(marker string, routers uint64) bool {
 func (s *Store) finish(want state) {
 	s.gate.Lock()
 	defer s.gate.Unlock()
-	if err := s.flush(s.ctx); err != nil {
+	if !s.write() {
 		return
 	}
 	s.mu.Lock()
@@ -294,8 +287,8 @@ func (s *Store) rebuild(routers []string, h recovery) error {
 		s.drift = map[share]int{} // the gateways know better
 		s.mu.Unlock()
 	}
-	if err := s.flush(s.ctx); err != nil {
-		return err
+	if !s.write() {
+		return errMore
 	}
 	var mu sync.Mutex
 	var errs []error

@@ -322,8 +322,9 @@ func (m *mirror) len() int {
 }
 
 // doubt marks records as unsaved because the store may have lost them: those of
-// users that were used since then, all with a zero time.
-func (m *mirror) doubt(since time.Time) {
+// users that were used since then, all with a zero time. Of users that are not mine
+// only ghosts: these do no harm where their device is back.
+func (m *mirror) doubt(since time.Time, mine func(route.UserKey) bool) {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -332,8 +333,9 @@ func (m *mirror) doubt(since time.Time) {
 		if e.used.Before(since) {
 			break
 		}
+		own := mine(e.key)
 		for _, r := range e.records {
-			if !r.Forgotten(now) {
+			if r.State == route.Ghost && !r.Forgotten(now) || r.State != route.Ghost && own {
 				m.dirty[route.DeviceKey{UserKey: e.key, Device: r.Device}] = true
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,10 @@ func (s *Store) Bind(ctx context.Context, key route.DeviceKey, loc route.Locatio
 			epoch, prev, err := s.Store.Bind(ctx, key, loc, version)
 			if err == nil && s.bound(key, loc, version, epoch, prev) {
 				return epoch, prev, nil
+			}
+			if err == nil {
+				// Its epoch may be another session's. If this fails that is known, too.
+				_, err = s.Store.Change(ctx, []route.Change{{Key: key, Node: loc.Node, Session: loc.Session, Epoch: epoch, To: route.Ghost}})
 			}
 			if err != nil && !s.failed(ctx, err) {
 				return 0, nil, err
@@ -78,7 +83,7 @@ func (s *Store) Change(ctx context.Context, changes []route.Change) ([]bool, err
 	for range maxTurns {
 		if s.phase() == up {
 			applied, err := s.Store.Change(ctx, changes)
-			if err == nil {
+			if err == nil && (!slices.Contains(applied, false) || s.verify()) {
 				s.turn()
 				for i, c := range changes {
 					if applied[i] {
@@ -87,7 +92,7 @@ func (s *Store) Change(ctx context.Context, changes []route.Change) ([]bool, err
 				}
 				return applied, nil
 			}
-			if !s.failed(ctx, err) {
+			if err != nil && !s.failed(ctx, err) {
 				return nil, err
 			}
 		}

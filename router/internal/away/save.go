@@ -2,6 +2,7 @@ package away
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"connectrpc.com/connect"
@@ -20,18 +21,13 @@ const (
 // backend while healing, else through a router that reaches it. What is not saved
 // is written when the backend is back.
 func (s *Store) save(ctx context.Context, records []route.Restored) {
-	if len(records) == 0 {
+	if len(records) == 0 || s.cluster.Directory == nil {
 		return
 	}
-	if s.phase() == healing {
-		if s.restore(ctx, records) == nil {
-			return
-		}
+	if s.phase() == away {
+		s.awaitPeer(ctx)
 	}
-	if s.cluster.Directory == nil {
-		return
-	}
-	if peer := s.peerSoon(ctx); peer != nil && s.push(ctx, *peer, records) {
+	if s.write() {
 		return
 	}
 	// Their homes answer for them.
@@ -44,6 +40,30 @@ func (s *Store) save(ctx context.Context, records []route.Restored) {
 	for home, theirs := range others {
 		s.push(ctx, home, theirs)
 	}
+}
+
+// write writes all that is not saved, to wherever it can, and tells whether it
+// did. One at a time: a ghost must not be overtaken by its device's live record.
+func (s *Store) write() bool {
+	return s.saves.do(func() bool {
+		if s.phase() != away {
+			return s.flush(s.ctx) == nil
+		}
+		peer := s.peerUp()
+		if peer == nil {
+			return false
+		}
+		for range maxBatches {
+			records := s.mirror.some(saveBatch)
+			if len(records) == 0 {
+				return true
+			}
+			if !s.push(s.ctx, *peer, records) {
+				return false
+			}
+		}
+		return false
+	})
 }
 
 // restore writes records of the mirror to the backend. What names a gateway that
@@ -69,7 +89,10 @@ func (s *Store) restore(ctx context.Context, records []route.Restored) error {
 	return nil
 }
 
-// flush writes what is not saved.
+// errMore: what comes in keeps up with what is written.
+var errMore = errors.New("more is left to be saved")
+
+// flush writes what is not saved to the backend; for write only.
 func (s *Store) flush(ctx context.Context) error {
 	for range maxBatches {
 		records := s.mirror.some(saveBatch)
@@ -80,7 +103,7 @@ func (s *Store) flush(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return errMore
 }
 
 // push has another router store records, and tells whether it did.
@@ -115,13 +138,14 @@ func (s *Store) peerUp() *route.Router {
 	return s.outage.peer
 }
 
-// peerSoon is peerUp, once the others have been asked.
-func (s *Store) peerSoon(ctx context.Context) *route.Router {
+// awaitPeer waits until the other routers have been asked whether they reach the
+// backend.
+func (s *Store) awaitPeer(ctx context.Context) {
 	s.mu.Lock()
 	asked := s.outage.asked
 	s.mu.Unlock()
 	if asked == nil {
-		return nil
+		return
 	}
 	t := time.NewTimer(askTimeout)
 	defer t.Stop()
@@ -130,7 +154,6 @@ func (s *Store) peerSoon(ctx context.Context) *route.Router {
 	case <-t.C:
 	case <-ctx.Done():
 	}
-	return s.peerUp()
 }
 
 func (s *Store) peerDown(r route.Router) {

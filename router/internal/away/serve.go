@@ -69,7 +69,9 @@ func (s *Store) learn(ctx context.Context, users []*routerv1.UserRecords) (store
 		if err == nil {
 			s.turn()
 			for _, r := range all {
-				s.mirror.learn(r.Key.UserKey, []route.Record{r.Record}, false)
+				if s.mine(r.Key.UserKey) {
+					s.mirror.learn(r.Key.UserKey, []route.Record{r.Record}, false)
+				}
 			}
 			return true, nil
 		}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -47,7 +46,7 @@ type Directory struct {
 	view  atomic.Pointer[view]
 	heard heard
 
-	mu        sync.Mutex                  // serialises refreshes
+	mu        mutex                       // serialises refreshes
 	seen      map[string]time.Time        // guarded by mu: when routers were in the store last
 	listed    map[route.NodeRef]time.Time // guarded by mu: the same of gateways
 	gone      map[route.NodeRef]struct{}  // guarded by mu: left the picture, by the store's word
@@ -56,6 +55,12 @@ type Directory struct {
 	cancel    context.CancelFunc
 	done      chan struct{}
 }
+
+// mutex is held while the store is asked, for a second at most.
+type mutex chan struct{}
+
+func (m mutex) Lock()   { m <- struct{}{} }
+func (m mutex) Unlock() { <-m }
 
 // view is one immutable picture.
 type view struct {
@@ -71,7 +76,7 @@ type view struct {
 // within refreshEvery of every change of the picture, of gateways or of routers.
 func New(store Store, self route.Router, log *slog.Logger, changed func()) *Directory {
 	d := &Directory{
-		store: store, self: self, log: log, changed: changed, done: make(chan struct{}), strangers: map[route.NodeRef]struct{}{},
+		store: store, self: self, log: log, changed: changed, mu: make(mutex, 1), done: make(chan struct{}), strangers: map[route.NodeRef]struct{}{},
 		seen: map[string]time.Time{}, listed: map[route.NodeRef]time.Time{}, gone: map[route.NodeRef]struct{}{},
 	}
 	d.view.Store(&view{routers: []route.Router{self}, names: []string{self.ID}})

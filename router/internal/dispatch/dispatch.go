@@ -102,6 +102,8 @@ type Hooks struct {
 	// Recovered counts copies that a gateway had accepted and not confirmed when
 	// it was gone: they are delivered again.
 	Recovered func(n int)
+	// Settled says that a session has confirmed the whole backlog held for it.
+	Settled func(key route.DeviceKey)
 	// Lost counts copies that were promised and could not be kept.
 	Lost func()
 }

@@ -360,8 +360,13 @@ func (l *link) answer(res *gatewayv1.DeliverResponse) {
 		}
 	}
 	var confirmed []held
+	var settled []route.DeviceKey
 	for _, c := range res.Confirms {
-		confirmed = append(confirmed, l.confirm(c.SessionId, c.ThroughId)...)
+		got := l.confirm(c.SessionId, c.ThroughId)
+		confirmed = append(confirmed, got...)
+		if at := (sequence{c.SessionId, true}); len(got) > 0 && c.ThroughId >= backlogIDs && l.held[at] == nil {
+			settled = append(settled, route.DeviceKey{UserKey: got[0].flow.key, Device: got[0].item.device})
+		}
 	}
 	l.mu.Unlock()
 
@@ -379,6 +384,9 @@ func (l *link) answer(res *gatewayv1.DeliverResponse) {
 	}
 	for _, h := range confirmed {
 		l.d.confirmed(h.target, l.node.NodeRef)
+	}
+	for _, key := range settled {
+		l.d.opts.Hooks.Settled(key)
 	}
 }
 

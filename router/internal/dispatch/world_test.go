@@ -66,7 +66,7 @@ func (w *world) dispatcher() *Dispatcher {
 		Directory: w, Routes: w, Buffer: w, Dial: w.dial,
 		Hooks: Hooks{
 			Refused: func(string) {}, Forwarded: func(time.Duration, int) {}, ForwardFailed: func() {},
-			Recovered: func(int) {}, Lost: func() { panic("lost") },
+			Recovered: func(int) {}, Settled: func(route.DeviceKey) {}, Lost: func() { panic("lost") },
 		},
 		GhostTTL: func(string) time.Duration { return time.Hour },
 	})

@@ -43,7 +43,8 @@ type Publisher struct {
 	total atomic.Int64 // events in lanes
 	bytes atomic.Int64 // of these
 
-	lanes sync.Map // tenant → *lane; as many as tenants were configured
+	lanes     sync.Map // tenant → *lane; as many as tenants were configured
+	redriving sync.Map // tenants whose dead letters are on their way back
 
 	stopping chan struct{} // closed by Stop
 	wg       sync.WaitGroup

@@ -96,6 +96,21 @@ func (b *Buffer) take(key route.DeviceKey, lent bool) (out []Held) {
 	return out
 }
 
+// Settle says that the device has confirmed all that it took: nothing of it needs
+// to linger.
+func (b *Buffer) Settle(key route.DeviceKey) {
+	b.with(key.UserKey, func(u *user, _ time.Time) bool {
+		u.taken = slices.DeleteFunc(u.taken, func(k kept) bool {
+			if !k.isFor(key.Device) {
+				return false
+			}
+			b.bytes.Add(-int64(k.size()))
+			return true
+		})
+		return false
+	})
+}
+
 // isFor tells whether the device is owed the entry.
 func (k *kept) isFor(device string) bool {
 	return len(k.devices) == 0 || slices.Contains(k.devices, device)

@@ -101,3 +101,40 @@ func TestADeviceThatConnectsAtTheOldHome(t *testing.T) {
 		}
 	})
 }
+
+// TestAHomeThatDiesAfterTheDeviceHasConfirmed: the device is not shown again what it
+// took, also when it has left meanwhile and does not know the messages any more.
+func TestAHomeThatDiesAfterTheDeviceHasConfirmed(t *testing.T) {
+	phone := route.DeviceKey{UserKey: route.UserKey{Tenant: "t", User: "ann"}, Device: "phone"}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, 2, func(*world, string) bool { return false })
+		defer w.close()
+		time.Sleep(askFor / 2) // fake time
+		home := w.homeOf(phone.UserKey)
+		other := w.all[0]
+		if other == home {
+			other = w.all[1]
+		}
+		home.put("1")
+		epoch, _, err := w.store.Bind(t.Context(), phone, route.Location{Node: gate, Session: 1}, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, rest, err := home.TakeFor(t.Context(), phone); err != nil || len(rest) != 1 {
+			t.Fatal(rest, err)
+		}
+		home.Settled(phone)
+		time.Sleep(300 * time.Millisecond) // fake time
+		if n := other.CopiesBytes(); n != 0 {
+			t.Errorf("%d bytes of copies linger", n)
+		}
+		w.kill(home)
+		if _, err := w.store.Change(t.Context(), []route.Change{{Key: phone, Node: gate, Session: 1, Epoch: epoch, To: route.Ghost, GhostTTL: time.Hour}}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(heal) // fake time
+		if front, rest, err := other.TakeFor(t.Context(), phone); err != nil || len(front)+len(rest) != 0 {
+			t.Errorf("the next home has %d messages, %v", len(front)+len(rest), err)
+		}
+	})
+}

@@ -246,7 +246,7 @@ func (l *link) next() batch {
 		if !l.elsewhere(u.key) {
 			u.entries, u.more = l.b.opts.Local.Snapshot(u.key, b.stream, room)
 		}
-		user := &routerv1.SyncUser{TenantId: u.key.Tenant, UserId: u.key.User}
+		user := &routerv1.SyncUser{TenantId: u.key.Tenant, UserId: u.key.User, SettledDevices: l.b.takeSettled(u.key)}
 		for _, h := range u.entries {
 			e := &routerv1.HeldEntry{Id: h.ID, Taken: h.Taken}
 			if !h.Known {

@@ -65,10 +65,8 @@ func (b *Buffer) keeper() {
 func (b *Buffer) keepPass() (again bool) {
 	v := b.view()
 	b.prune(v)
-	for _, users := range b.replicas.orphans(v.alive) {
-		for key, list := range users {
-			b.adopt(key, list)
-		}
+	for _, key := range b.replicas.orphans(v.alive) {
+		b.adoptUser(key, v.alive)
 	}
 	moves := false
 	b.opts.Local.Users(func(key route.UserKey) bool {
@@ -106,8 +104,11 @@ func (b *Buffer) keepPass() (again bool) {
 	return again
 }
 
-// adoptUser makes what routers left that are not alive this router's own.
+// adoptUser makes what routers left that are not alive this router's own. Whoever
+// has called it finds all of it in the buffer.
 func (b *Buffer) adoptUser(key route.UserKey, alive func(route.NodeRef) bool) {
+	b.amu.Lock()
+	defer b.amu.Unlock()
 	for _, list := range b.replicas.orphansOf(key, alive) {
 		b.adopt(key, list)
 	}

@@ -107,6 +107,11 @@ type Buffer struct {
 	lmu   sync.Mutex
 	links map[route.NodeRef]*link // guarded by lmu
 
+	amu sync.Mutex // held from when copies are taken out until they are in the buffer
+
+	smu      sync.Mutex
+	toSettle map[route.UserKey][]string // guarded by smu: devices, not told yet
+
 	rmu      sync.Mutex
 	rechecks map[route.UserKey]struct{} // guarded by rmu: adopted, devices may be there
 
@@ -120,7 +125,7 @@ type Buffer struct {
 func NewBuffer(opts Options) *Buffer {
 	b := &Buffer{
 		opts: opts, seed: maphash.MakeSeed(),
-		links: map[route.NodeRef]*link{}, rechecks: map[route.UserKey]struct{}{},
+		links: map[route.NodeRef]*link{}, rechecks: map[route.UserKey]struct{}{}, toSettle: map[route.UserKey][]string{},
 		keepKick: make(chan struct{}, 1), moveKick: make(chan struct{}, 1), pushKick: make(chan struct{}, 1),
 	}
 	b.opts.Hooks = opts.Hooks.whole()

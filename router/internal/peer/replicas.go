@@ -12,9 +12,10 @@ import (
 	"github.com/mics-im/mics/router/internal/route"
 )
 
-// linger is how long a copy is kept after its owner has given the entry away. If
-// it dies before the message has reached anybody else the copy is all there is;
-// if not, the message's key tells.
+// linger is how long a copy is kept after its owner has given the entry away, or
+// until the owner says that the device has confirmed it. If it dies before the
+// message has reached anybody else the copy is all there is; if not, the message's
+// key tells.
 const linger = 5 * time.Second
 
 // replicas are the copies of what other routers hold, apart by their owners. They
@@ -143,6 +144,15 @@ func (r *replicas) replace(set *replicaSet, u *routerv1.SyncUser, now time.Time)
 		}
 		list = append(list, c)
 	}
+	list = slices.DeleteFunc(list, func(c replica) bool {
+		settled := !c.gone.IsZero() && (len(c.Devices) == 0 || slices.ContainsFunc(c.Devices, func(d string) bool {
+			return slices.Contains(u.SettledDevices, d)
+		})) && len(u.SettledDevices) > 0
+		if settled {
+			r.bytes -= c.size()
+		}
+		return settled
+	})
 	if len(list) == 0 {
 		delete(set.users, key)
 	} else {
@@ -182,19 +192,23 @@ func (r *replicas) sweep() {
 	}
 }
 
-// orphans takes the copies out whose owners are not alive.
-func (r *replicas) orphans(alive func(route.NodeRef) bool) []map[route.UserKey][]replica {
+// orphans are the users of whom there are copies whose owners are not alive. Sets
+// of such owners that are empty are forgotten.
+func (r *replicas) orphans(alive func(route.NodeRef) bool) (keys []route.UserKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var out []map[route.UserKey][]replica
 	for owner, set := range r.sets {
-		if !alive(owner) {
-			r.forget(set)
+		if alive(owner) {
+			continue
+		}
+		if len(set.users) == 0 {
 			delete(r.sets, owner)
-			out = append(out, set.users)
+		}
+		for key := range set.users {
+			keys = append(keys, key)
 		}
 	}
-	return out
+	return keys
 }
 
 // orphansOf takes the copies of one user's entries out.

@@ -2425,12 +2425,15 @@ func (x *SyncRequest) GetSents() []*SyncSent {
 
 // SyncUser is all that the sender has for a user.
 type SyncUser struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TenantId      string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
-	UserId        string                 `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	Entries       []*HeldEntry           `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	TenantId string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	UserId   string                 `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	Entries  []*HeldEntry           `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Devices of the user that have confirmed all that they took: copies of it need
+	// not linger.
+	SettledDevices []string `protobuf:"bytes,4,rep,name=settled_devices,json=settledDevices,proto3" json:"settled_devices,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SyncUser) Reset() {
@@ -2480,6 +2483,13 @@ func (x *SyncUser) GetUserId() string {
 func (x *SyncUser) GetEntries() []*HeldEntry {
 	if x != nil {
 		return x.Entries
+	}
+	return nil
+}
+
+func (x *SyncUser) GetSettledDevices() []string {
+	if x != nil {
+		return x.SettledDevices
 	}
 	return nil
 }
@@ -3087,11 +3097,12 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x06stream\x18\x03 \x01(\x04R\x06stream\x12\x10\n" +
 	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12.\n" +
 	"\x05users\x18\x05 \x03(\v2\x18.mics.router.v1.SyncUserR\x05users\x12.\n" +
-	"\x05sents\x18\x06 \x03(\v2\x18.mics.router.v1.SyncSentR\x05sents\"u\n" +
+	"\x05sents\x18\x06 \x03(\v2\x18.mics.router.v1.SyncSentR\x05sents\"\x9e\x01\n" +
 	"\bSyncUser\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x123\n" +
-	"\aentries\x18\x03 \x03(\v2\x19.mics.router.v1.HeldEntryR\aentries\"V\n" +
+	"\aentries\x18\x03 \x03(\v2\x19.mics.router.v1.HeldEntryR\aentries\x12'\n" +
+	"\x0fsettled_devices\x18\x04 \x03(\tR\x0esettledDevices\"V\n" +
 	"\bSyncSent\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1b\n" +
 	"\tuser_hash\x18\x02 \x01(\x06R\buserHash\x12\x1b\n" +

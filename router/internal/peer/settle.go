@@ -1,0 +1,41 @@
+package peer
+
+import (
+	"slices"
+
+	"github.com/mics-im/mics/router/internal/route"
+)
+
+// maxSettled bounds the users of whom it is not told yet that a device has
+// confirmed its backlog. Beyond it that is not told: the copies linger.
+const maxSettled = 100_000
+
+// Settled says that the device has confirmed the whole backlog that it took: the
+// copies of it need not wait for this router's death any more, which would show
+// the device the messages again.
+func (b *Buffer) Settled(key route.DeviceKey) {
+	if b.opts.Members == nil {
+		return
+	}
+	b.opts.Local.Settle(key)
+	b.smu.Lock()
+	devices, known := b.toSettle[key.UserKey]
+	full := !known && len(b.toSettle) >= maxSettled
+	if !full && !slices.Contains(devices, key.Device) {
+		b.toSettle[key.UserKey] = append(devices, key.Device)
+	}
+	b.smu.Unlock()
+	if !full {
+		b.mark([]route.UserKey{key.UserKey}, nil)
+	}
+}
+
+// takeSettled returns what is to be told of the user. It is told once: if that is
+// lost the copies linger.
+func (b *Buffer) takeSettled(key route.UserKey) []string {
+	b.smu.Lock()
+	defer b.smu.Unlock()
+	devices := b.toSettle[key]
+	delete(b.toSettle, key)
+	return devices
+}
