@@ -64,8 +64,11 @@ type State struct {
 
 // Stats counts since New.
 type Stats struct {
-	Connects          uint64 // connections that were acknowledged
+	Connects          uint64 // connections that were acknowledged, without Migrations
+	Resumes           uint64 // ... of them those that went on with the session before
+	Migrations        uint64 // moves to another connection while connected, as the cluster asked
 	Deliveries        uint64 // received, whether or not the application has them yet
+	Repeats           uint64 // ... of them those that it has had before, left out
 	DroppedDeliveries uint64 // discarded by DropOldest
 	Resends           uint64 // messages written again on a later connection
 	BadFrames         uint64 // frames from a gateway that could not be understood
@@ -87,10 +90,11 @@ type Client struct {
 	done    chan struct{} // closed when the client has ended; err is set then
 	stopped chan struct{} // closed when its goroutines are gone as well
 
-	queue chan *Delivery // written and closed by run's goroutine only
-	out   *outbox
+	in  *inbox // its queue is closed by end, when no connection is left
+	out *outbox
+	at  int // index of the URL to dial; owned by run's goroutine
 
-	connects, deliveries, dropped, badFrames atomic.Uint64
+	connects, resumes, migrations, badFrames atomic.Uint64
 
 	mu    sync.Mutex
 	state State         // guarded by mu
@@ -108,11 +112,14 @@ func New(o Options) (*Client, error) {
 	c := &Client{
 		opts: o, urls: urls,
 		done: make(chan struct{}), stopped: make(chan struct{}), up: make(chan struct{}),
-		queue: make(chan *Delivery, o.QueueSize),
-		out:   newOutbox(o.MaxPending),
+		out: newOutbox(o.MaxPending),
 	}
 	c.live, c.cancelLive = context.WithCancel(context.Background())
 	c.hard, c.cancelHard = context.WithCancel(context.Background())
+	c.in = &inbox{queue: make(chan *Delivery, o.QueueSize), turn: make(chan struct{}, 1), overflow: o.Overflow, live: c.live, hard: c.hard}
+	if !o.DisableV2 {
+		c.in.recent = newRecent()
+	}
 	return c, nil
 }
 
@@ -176,7 +183,7 @@ func (c *Client) Deliveries(ctx context.Context) iter.Seq2[*Delivery, error] {
 	return func(yield func(*Delivery, error) bool) {
 		for {
 			select {
-			case d, ok := <-c.queue:
+			case d, ok := <-c.in.queue:
 				if !ok {
 					<-c.done
 					if err := c.Err(); !errors.Is(err, ErrClosed) {
@@ -205,7 +212,8 @@ func (c *Client) State() State {
 // Stats returns the counters.
 func (c *Client) Stats() Stats {
 	return Stats{
-		Connects: c.connects.Load(), Deliveries: c.deliveries.Load(), DroppedDeliveries: c.dropped.Load(),
+		Connects: c.connects.Load(), Resumes: c.resumes.Load(), Migrations: c.migrations.Load(),
+		Deliveries: c.in.deliveries.Load(), Repeats: c.in.repeats.Load(), DroppedDeliveries: c.in.dropped.Load(),
 		Resends: c.out.resent(), BadFrames: c.badFrames.Load(),
 	}
 }
@@ -223,11 +231,13 @@ func (c *Client) Err() error {
 	}
 }
 
-// Close ends the client: it performs the close handshake, hands over what
-// arrives before the gateway's answer, and waits for its goroutines and for
-// OnDelivery to finish, at most until ctx ends or for five seconds. Messages
-// still unanswered end with ErrClosed. It returns an error if it had to cut
-// that short. Closing twice is harmless.
+// Close ends the client: it performs the close handshake, hands over what it
+// has received, and waits for its goroutines and for OnDelivery to finish, at
+// most until ctx ends or for five seconds. What arrives before the gateway's
+// answer is handed over on a connection of version 1; since version 2 the
+// cluster keeps it for the device's next session. Messages still unanswered end
+// with ErrClosed. It returns an error if it had to cut that short. Closing twice
+// is harmless.
 func (c *Client) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, closeBudget)
 	defer cancel()
@@ -267,15 +277,15 @@ func (c *Client) run() {
 func (c *Client) loop() error {
 	d := dialer{opts: &c.opts}
 	pace := newPacer(c.opts.MinBackoff, c.opts.MaxBackoff)
-	at := rand.IntN(len(c.urls)) // a fleet spreads over the URLs
+	c.at = rand.IntN(len(c.urls)) // a fleet spreads over the URLs
 	ever := false
-	c.setState(State{Phase: Connecting, URL: bare(c.urls[at])})
+	c.setState(State{Phase: Connecting, URL: bare(c.urls[c.at])})
 	for {
-		l, err := d.dial(c.live, c.urls[at])
+		l, err := d.dial(c.live, c.urls[c.at])
 		if err == nil {
 			ever = true
 			started := time.Now()
-			err = c.serve(l, bare(c.urls[at]))
+			err = c.serve(&d, l)
 			if time.Since(started) >= stableAfter {
 				pace.reset()
 			}
@@ -292,7 +302,7 @@ func (c *Client) loop() error {
 			return v.stop
 		}
 		if v.elsewhere {
-			at = (at + 1) % len(c.urls)
+			c.at = (c.at + 1) % len(c.urls)
 		}
 		wait := pace.next(v)
 		phase := Connecting
@@ -300,7 +310,7 @@ func (c *Client) loop() error {
 			phase = Reconnecting
 		}
 		c.opts.Logger.Info("mics: not connected", "err", err, "retry_in", wait)
-		c.setState(State{Phase: phase, URL: bare(c.urls[at]), Err: err, RetryIn: wait})
+		c.setState(State{Phase: phase, URL: bare(c.urls[c.at]), Err: err, RetryIn: wait})
 		if !sleep(c.live, wait) {
 			return ErrClosed
 		}
@@ -326,7 +336,7 @@ func (c *Client) end(err error) {
 	c.mu.Unlock()
 	c.out.end(err)
 	close(c.done)
-	close(c.queue)
+	close(c.in.queue)
 	c.cancelLive()
 	c.setState(State{Phase: Closed, URL: c.State().URL, Err: err})
 }
@@ -350,36 +360,11 @@ func (c *Client) setState(s State) {
 // dispatch feeds OnDelivery until the queue has ended and is empty, or Close
 // has run out of time.
 func (c *Client) dispatch() {
-	for d := range c.queue {
+	for d := range c.in.queue {
 		if c.hard.Err() != nil {
 			return
 		}
 		c.opts.OnDelivery(d)
-	}
-}
-
-// push queues a received delivery by the overflow policy. It returns without
-// having done so only when Close has run out of time.
-func (c *Client) push(d *Delivery) {
-	c.deliveries.Add(1)
-	for {
-		if c.opts.Overflow == Backpressure {
-			select {
-			case c.queue <- d:
-			case <-c.hard.Done():
-			}
-			return
-		}
-		select {
-		case c.queue <- d:
-			return
-		default:
-		}
-		select {
-		case <-c.queue:
-			c.dropped.Add(1)
-		default: // the application made room meanwhile
-		}
 	}
 }
 

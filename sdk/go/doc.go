@@ -20,11 +20,23 @@
 // unknown: send again with the same [Message.ID] to find out.
 //
 // Receiving: what arrives goes through one bounded queue to
-// [Options.OnDelivery] or [Client.Deliveries]. Whatever was received before a
-// gateway closed the connection is in that queue before the close is
-// confirmed, because the gateway takes the confirmation as the receipt. After a
-// connection that broke without a close a delivery may come a second time, with
-// the same ID from the same sender.
+// [Options.OnDelivery] or [Client.Deliveries]. Being in that queue is what is
+// acknowledged to the cluster (version 2), at the latest after 32 deliveries or
+// a second. A connection that comes after another goes on with the same session
+// where it can: what the queue has not got is sent again, nothing twice. Where it
+// cannot (too late, or the gateway died) a new session begins, and what it
+// repeats is recognised by its content among the last 1024 messages.
 //
-// The token appears in no log line, error or state of this package.
+// A cluster that is about to stop a gateway asks the client to move: it opens a
+// second connection, goes on there, and only then is the first one closed. The
+// application sees none of it but [Stats.Migrations]; messages that were
+// unanswered are sent again on the new connection, before any new one.
+//
+// Gateways of version 1 know neither: whatever was received before they closed
+// the connection is in the queue before the close is confirmed, because they
+// take the confirmation as the receipt. After a connection that broke without a
+// close a delivery may come a second time ([Options.DisableV2]), with the same
+// ID from the same sender.
+//
+// The tokens appear in no log line, error or state of this package.
 package mics

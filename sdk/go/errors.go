@@ -33,6 +33,7 @@ var (
 	errSilence     = errors.New("mics: the gateway was silent for longer than the heartbeat timeout")
 	errNoConnAck   = errors.New("mics: the gateway's first frame was no ConnectAck")
 	errLost        = errors.New("mics: connection lost")
+	errNotResumed  = errors.New("mics: the session cannot be resumed")
 	errStalledLink = errors.New("mics: writing to the gateway failed")
 )
 

@@ -60,6 +60,7 @@ type dialed struct {
 	at    time.Time
 	host  string
 	query map[string]string
+	offer string // subprotocols
 }
 
 // gateway is a scripted gateway: step n serves the n-th handshake, the last
@@ -99,8 +100,9 @@ func (g *gateway) serve(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	g.mu.Lock()
 	n := len(g.dials)
-	g.dials = append(g.dials, dialed{at: time.Now(), host: r.Host, query: map[string]string{
+	g.dials = append(g.dials, dialed{at: time.Now(), host: r.Host, offer: r.Header.Get("Sec-Websocket-Protocol"), query: map[string]string{
 		"tenantId": q.Get("tenantId"), "deviceId": q.Get("deviceId"), "token": q.Get("token"),
+		"v": q.Get("v"), "resume": q.Get("resume"), "lastSeq": q.Get("lastSeq"),
 	}})
 	g.mu.Unlock()
 	g.steps[min(n, len(g.steps)-1)](g, w, r)

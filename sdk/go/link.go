@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coder/websocket"
@@ -27,88 +27,39 @@ const (
 	// closeFrameGrace is how long reading goes on after a failed write, to find
 	// the close frame that says why.
 	closeFrameGrace = time.Second
+	// ackEvery and ackDelay: deliveries are acknowledged at the latest after so
+	// many or so long (CONTRACT section 1.4).
+	ackEvery = 32
+	ackDelay = time.Second
 )
 
-// link is one acknowledged connection.
+// link is one acknowledged connection. From start on, a reading and a writing
+// goroutine serve it until done is closed.
 type link struct {
 	ws        *websocket.Conn
 	tap       *tap
 	ack       *messagev1.ConnectAck
 	heartbeat time.Duration // the gateway closes after this much silence
-}
+	token     string        // with which it was opened
+	at        string        // URL without parameters
 
-// dialer makes links. It is owned by the client's run loop.
-type dialer struct {
-	opts     *Options
-	refused  string // the token that was refused last
-	why      error  // and with what
-	refusals int    // refused tokens in a row
-}
+	v2      bool // what follows is of V2 connections
+	session *session
+	resumed bool
+	migrate chan *messagev1.Migrate // capacity 1, newest wins; written by the reader
 
-// dial makes one attempt. It fails with a *CloseError, a *HandshakeError, the
-// Token function's error or a network error, none of which names the token.
-func (d *dialer) dial(ctx context.Context, base *url.URL) (*link, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.opts.DialTimeout)
-	defer cancel()
-	token, err := d.opts.Token(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("mics: get a token: %w", err)
-	}
-	if d.refusals > 0 && token == d.refused {
-		d.refusals = maxRefusals // nothing would change
-		return nil, d.why
-	}
-	l, err := d.open(ctx, base, token)
-	if errors.Is(err, ErrUnauthorized) {
-		d.refused, d.why = token, err
-		d.refusals++
-	} else if err == nil {
-		d.refused, d.why, d.refusals = "", nil, 0
-	}
-	return l, err
-}
+	// The highest seq of this connection that needs no repeating is written by
+	// the reader, acked by the writer. An ack names only what came over this very
+	// connection: the session may have got further over another one.
+	seen, acked atomic.Uint64
+	owing       atomic.Bool   // an ack is due within ackDelay
+	urgent      atomic.Bool   // ... at once
+	ackWake     chan struct{} // capacity 1
 
-// open dials and reads up to the ConnectAck.
-func (d *dialer) open(ctx context.Context, base *url.URL, token string) (*link, error) {
-	u := *base
-	q := u.Query()
-	q.Set("tenantId", d.opts.Tenant)
-	q.Set("token", token)
-	q.Set("deviceId", d.opts.Device)
-	u.RawQuery = q.Encode()
-
-	l := &link{}
-	//nolint:bodyclose // Dial documents that the body need not be closed
-	ws, resp, err := websocket.Dial(context.WithValue(ctx, tapKey{}, &l.tap), u.String(),
-		&websocket.DialOptions{HTTPClient: d.opts.HTTPClient})
-	if err != nil {
-		if resp != nil {
-			return nil, &HandshakeError{Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header, time.Now())}
-		}
-		// The library's error quotes the URL, and with it the token.
-		if ue, ok := errors.AsType[*url.Error](err); ok {
-			err = ue.Err
-		}
-		return nil, fmt.Errorf("mics: dial %s: %w", bare(base), err)
-	}
-	l.ws = ws
-	ws.SetReadLimit(maxFrameBytes)
-	frame, err := l.read(ctx)
-	if err == nil {
-		l.ack = frame.GetConnectAck()
-		if l.ack.GetCode() != connectOK {
-			err = errNoConnAck
-		}
-	}
-	if err != nil {
-		_ = ws.CloseNow() // already failing; the close has nothing to add
-		return nil, err
-	}
-	l.heartbeat = defaultHeartbeat
-	if s := l.ack.GetHeartbeatTimeoutSeconds(); s > 0 {
-		l.heartbeat = time.Duration(s) * time.Second
-	}
-	return l, nil
+	lane *lane                   // where its messages come from
+	cut  context.CancelCauseFunc // ends it at once
+	done chan struct{}
+	err  error // why it ended; set before done is closed
 }
 
 // errBadFrame is a frame that is no ServerFrame; the connection is still good.
@@ -134,24 +85,21 @@ func (l *link) read(ctx context.Context) (*messagev1.ServerFrame, error) {
 	return f, nil
 }
 
-// serve runs one connection to its end and returns why it ended.
-func (c *Client) serve(l *link, at string) error {
+// start makes l the connection on which messages go out.
+func (c *Client) start(l *link) {
 	// hard, not live: Close lets the connection finish its close handshake.
-	ctx, cancel := context.WithCancelCause(c.hard)
-	c.connects.Add(1)
-	c.opts.Logger.Info("mics: connected", "url", at, "node", l.ack.GetNodeId(), "trace", l.ack.GetTraceId())
-	c.out.link()
-	c.setState(State{Phase: Connected, URL: at,
-		Node: l.ack.GetNodeId(), User: l.ack.GetUserId(), Device: l.ack.GetDeviceId()})
-
-	var writer sync.WaitGroup
-	writer.Go(func() { c.write(ctx, l, cancel) })
-	err := c.readAll(ctx, l)
-	cancel(errLost)
-	writer.Wait()
-	c.out.unlink()
-	_ = l.ws.CloseNow() // mostly closed by now; the reason is err
-	return err
+	ctx, cut := context.WithCancelCause(c.hard)
+	l.cut = cut
+	l.lane = c.out.link()
+	go func() {
+		defer close(l.done)
+		var writer sync.WaitGroup
+		writer.Go(func() { c.write(ctx, l) })
+		l.err = c.readAll(ctx, l)
+		cut(errLost)
+		writer.Wait()
+		_ = l.ws.CloseNow() // mostly closed by now; the reason is err
+	}()
 }
 
 // readAll handles frames until the connection ends. A delivery is in the
@@ -180,18 +128,22 @@ func (c *Client) readAll(ctx context.Context, l *link) error {
 			}
 			return err
 		}
-		c.handle(f)
+		c.handle(ctx, l, f)
 	}
 }
 
 // handle acts on one frame. Kinds that this version does not know are left
 // alone, so that a newer gateway can send them.
-func (c *Client) handle(f *messagev1.ServerFrame) {
+func (c *Client) handle(ctx context.Context, l *link, f *messagev1.ServerFrame) {
 	switch p := f.GetPayload().(type) {
 	case *messagev1.ServerFrame_Delivery:
-		c.push(newDelivery(p.Delivery))
+		c.in.take(ctx, l, p.Delivery)
 	case *messagev1.ServerFrame_Ack:
 		c.out.answer(p.Ack)
+	case *messagev1.ServerFrame_Migrate:
+		if l.v2 {
+			l.asked(p.Migrate)
+		}
 	case *messagev1.ServerFrame_Error:
 		if p.Error.GetCode() == errCodeFrameTooLarge && c.out.failLargest() {
 			return
@@ -200,44 +152,106 @@ func (c *Client) handle(f *messagev1.ServerFrame) {
 	}
 }
 
-// write is the connection's only writer of messages and heartbeats. When Close
-// begins it writes the close frame and is done; when writing fails it lets
+// asked notes a request to move. What is acknowledged before it need not move.
+func (l *link) asked(m *messagev1.Migrate) {
+	select {
+	case <-l.migrate:
+	default:
+	}
+	l.migrate <- m // there is room: nobody else sends
+	l.urgent.Store(true)
+	l.wakeAck()
+}
+
+// saw notes for the next ack that the application has everything up to seq.
+func (l *link) saw(seq uint64) {
+	l.seen.Store(max(seq, l.seen.Load()))
+	if l.owing.CompareAndSwap(false, true) || seq >= l.acked.Load()+ackEvery {
+		l.wakeAck()
+	}
+}
+
+func (l *link) wakeAck() {
+	select {
+	case l.ackWake <- struct{}{}:
+	default: // one is waiting to be seen
+	}
+}
+
+// write is the connection's only writer of messages, acks and heartbeats. When
+// Close begins it writes the close frame and is done; when writing fails it lets
 // reading go on briefly, for the reason, and then breaks the connection.
-func (c *Client) write(ctx context.Context, l *link, fail context.CancelCauseFunc) {
+func (c *Client) write(ctx context.Context, l *link) {
 	// A third of the timeout: two pings may be late or lost in a stall.
 	beat := time.NewTicker(l.heartbeat / 3)
 	defer beat.Stop()
+	var ackDue <-chan time.Time
 	for {
 		var err error
 		select {
 		case <-ctx.Done():
 			return
 		case <-c.live.Done():
-			if l.tap.sendClose(uint16(websocket.StatusNormalClosure)) == nil {
+			if err = c.farewell(ctx, l); err == nil {
 				return
 			}
-			err = errStalledLink
 		case now := <-beat.C:
 			err = l.write(ctx, encodePing(now))
-		case <-c.out.wake:
+		case <-l.lane.wake:
 			err = c.writeMessages(ctx, l)
+		case <-l.ackWake:
+			if l.urgent.Load() || l.seen.Load() >= l.acked.Load()+ackEvery {
+				ackDue = nil
+				err = l.writeAck(ctx)
+			} else if ackDue == nil {
+				ackDue = time.After(ackDelay)
+			}
+		case <-ackDue:
+			ackDue = nil
+			err = l.writeAck(ctx)
 		}
 		if err != nil {
 			if sleep(ctx, closeFrameGrace) {
-				fail(fmt.Errorf("%w: %w", errStalledLink, err))
+				l.cut(fmt.Errorf("%w: %w", errStalledLink, err))
 			}
 			return
 		}
 	}
 }
 
+// farewell acknowledges the last delivery that the application gets, and closes.
+func (c *Client) farewell(ctx context.Context, l *link) error {
+	if l.v2 {
+		c.in.seal()
+		if err := l.writeAck(ctx); err != nil {
+			return err
+		}
+	}
+	return l.tap.sendClose(uint16(websocket.StatusNormalClosure))
+}
+
 // writeMessages writes what the outbox holds for this connection.
 func (c *Client) writeMessages(ctx context.Context, l *link) error {
-	for p := c.out.next(); p != nil; p = c.out.next() {
+	for p := c.out.next(l.lane); p != nil; p = c.out.next(l.lane) {
 		if err := l.write(ctx, p.frame); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// writeAck acknowledges what has been seen, if that is news.
+func (l *link) writeAck(ctx context.Context) error {
+	l.urgent.Store(false)
+	l.owing.Store(false) // before seen is read: what is seen later asks for an ack again
+	seen := l.seen.Load()
+	if seen <= l.acked.Load() {
+		return nil
+	}
+	if err := l.write(ctx, encodeAck(seen)); err != nil {
+		return err
+	}
+	l.acked.Store(seen)
 	return nil
 }
 

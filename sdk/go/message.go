@@ -81,11 +81,21 @@ func (m *Message) encode() ([]byte, error) {
 }
 
 func encodePing(now time.Time) []byte {
-	b, err := proto.Marshal(&messagev1.ClientFrame{Payload: &messagev1.ClientFrame_HeartbeatPing{
+	return encodeControl(&messagev1.ClientFrame{Payload: &messagev1.ClientFrame_HeartbeatPing{
 		HeartbeatPing: &messagev1.HeartbeatPing{TimestampMs: now.UnixMilli()},
 	}})
+}
+
+func encodeAck(seq uint64) []byte {
+	return encodeControl(&messagev1.ClientFrame{Payload: &messagev1.ClientFrame_DeliveryAck{
+		DeliveryAck: &messagev1.DeliveryAck{Seq: seq},
+	}})
+}
+
+func encodeControl(f *messagev1.ClientFrame) []byte {
+	b, err := proto.Marshal(f)
 	if err != nil {
-		panic("mics: a ping has no field that can fail: " + err.Error())
+		panic("mics: a frame of numbers has no field that can fail: " + err.Error())
 	}
 	return b
 }

@@ -51,6 +51,14 @@ type Options struct {
 	// client with ErrUnauthorized.
 	Token func(ctx context.Context) (string, error)
 
+	// TokenInHeader keeps the token out of the URL, where proxies may log it: it
+	// goes into Sec-WebSocket-Protocol. Gateways of version 1 refuse that.
+	TokenInHeader bool
+	// DisableV2 makes this a client of version 1: no resumption, no migration,
+	// repeats are not recognised. Without it, a gateway that only knows version 1
+	// is treated as such.
+	DisableV2 bool
+
 	// OnDelivery, if set, is called for every delivery, one at a time and in
 	// order, from a goroutine of the client. It must not call Close, and should
 	// not wait for a Send (see Backpressure). Without it, use Deliveries.
@@ -92,6 +100,9 @@ func (o Options) withDefaults() (Options, []*url.URL, error) {
 		if !need.given {
 			errs = append(errs, fmt.Errorf("mics: Options.%s is required", need.name))
 		}
+	}
+	if o.TokenInHeader && o.DisableV2 {
+		errs = append(errs, errors.New("mics: Options.TokenInHeader needs version 2, which DisableV2 excludes"))
 	}
 	if o.Overflow != Backpressure && o.Overflow != DropOldest {
 		errs = append(errs, fmt.Errorf("mics: Options.Overflow: unknown policy %d", o.Overflow))

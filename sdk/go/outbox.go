@@ -40,21 +40,24 @@ func (p *Pending) Wait() (Ack, error) {
 // bounded by its slots: whoever adds a message waits for one first.
 type outbox struct {
 	slots chan struct{}
-	wake  chan struct{} // capacity 1: there is something for the writer
 
 	mu        sync.Mutex
 	pending   map[string]*Pending
 	unwritten []*Pending // what the present connection has still to write
-	linked    bool
+	lane      *lane      // of the present connection; nil: there is none
 	nextSeq   uint64
 	ended     error
 	resends   uint64
 }
 
+// lane leads from the outbox to one connection, until there is another one.
+type lane struct {
+	wake chan struct{} // capacity 1: there is something for the writer
+}
+
 func newOutbox(size int) *outbox {
 	return &outbox{
 		slots:   make(chan struct{}, size),
-		wake:    make(chan struct{}, 1),
 		pending: make(map[string]*Pending),
 	}
 }
@@ -85,25 +88,26 @@ func (o *outbox) add(ctx context.Context, p *Pending, done <-chan struct{}) erro
 	p.stop = context.AfterFunc(ctx, func() {
 		o.finish(p, Ack{ID: p.id}, fmt.Errorf("mics: message %s is unanswered: %w", p.id, ctx.Err()))
 	})
-	if o.linked {
+	if o.lane != nil {
 		o.unwritten = append(o.unwritten, p)
-		o.signal()
+		o.lane.signal()
 	}
 	return nil
 }
 
-func (o *outbox) signal() {
+func (l *lane) signal() {
 	select {
-	case o.wake <- struct{}{}:
+	case l.wake <- struct{}{}:
 	default: // one is waiting to be seen
 	}
 }
 
-// next returns the message to write now, marked as written; nil if there is none.
-func (o *outbox) next() *Pending {
+// next returns the message to write now, marked as written; nil if there is
+// none, or none any more for this lane.
+func (o *outbox) next(l *lane) *Pending {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.unwritten) == 0 {
+	if l != o.lane || len(o.unwritten) == 0 {
 		return nil
 	}
 	p := o.unwritten[0]
@@ -115,26 +119,28 @@ func (o *outbox) next() *Pending {
 	return p
 }
 
-// link begins a connection: everything unanswered is to be written on it,
-// in the order in which it was accepted.
-func (o *outbox) link() {
+// link begins a connection, instead of the one before: everything unanswered is
+// to be written on it, in the order in which it was accepted.
+func (o *outbox) link() *lane {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.linked = true
+	o.lane = &lane{wake: make(chan struct{}, 1)}
+	o.unwritten = make([]*Pending, 0, len(o.pending))
 	for _, p := range o.pending {
 		o.unwritten = append(o.unwritten, p)
 	}
 	slices.SortFunc(o.unwritten, func(a, b *Pending) int { return cmp.Compare(a.seq, b.seq) })
 	if len(o.unwritten) > 0 {
-		o.signal()
+		o.lane.signal()
 	}
+	return o.lane
 }
 
-// unlink ends a connection.
+// unlink ends the present connection.
 func (o *outbox) unlink() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.linked = false
+	o.lane = nil
 	o.unwritten = nil
 }
 

@@ -41,6 +41,9 @@ type verdict struct {
 // one: the column "a client should" of the contract's close codes.
 // everConnected tells a wrong configuration from a passing disturbance.
 func judge(err error, everConnected bool) verdict {
+	if errors.Is(err, errNotResumed) {
+		return verdict{atOnce: true} // begin anew
+	}
 	if ce, ok := errors.AsType[*CloseError](err); ok {
 		switch ce.Code {
 		case codeInvalidTenant, codeReplaced, codeKicked:
