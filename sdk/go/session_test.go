@@ -276,7 +276,7 @@ func TestRecent(t *testing.T) {
 		return r.repeated(s, r.key(m))
 	}
 	for i := range recentKeys + 10 {
-		if repeated(a, m(i)) || repeated(a, m(i)) {
+		if repeated(a, m(i)) || repeated(a, m(i)) { //nolint:staticcheck // twice on purpose: the first adds
 			t.Fatal("within one session nothing is a repeat")
 		}
 	}

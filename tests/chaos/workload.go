@@ -145,7 +145,7 @@ func (p *phone) join() {
 func (p *phone) unacknowledged() bool { return p.v1 || !sdkAcknowledges }
 
 // sdkAcknowledges tells whether the Go SDK speaks V2 by itself.
-const sdkAcknowledges = false
+const sdkAcknowledges = true
 
 func (p *phone) leave() {
 	p.mu.Lock()

@@ -78,7 +78,7 @@ type Directory interface {
 
 // Dispatcher is what an admission needs of it.
 type Dispatcher interface {
-	Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (msgs []*dispatch.Message, done func(), err error)
+	Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (collect func() []*dispatch.Message, done func(), err error)
 	Hold(key route.DeviceKey, loc route.Location, msgs []*dispatch.Message) (ids []uint64, ok bool)
 	Abandon(loc route.Location)
 	SendTo(key route.DeviceKey, m *dispatch.Message, done func(dispatch.Result))
@@ -109,6 +109,7 @@ type Options struct {
 	Tokens *token.Keys
 	// MaxMessageBytes bounds the body of a message that a tenant's hook returns.
 	MaxMessageBytes int
+	Events          Events
 	Stats           *stats.Stats
 	Log             *slog.Logger
 	Tracer          trace.Tracer

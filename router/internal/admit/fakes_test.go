@@ -26,6 +26,7 @@ import (
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/tenant"
+	"github.com/mics-im/mics/router/internal/token"
 )
 
 func TestMain(m *testing.M) { testkit.Main(m) }
@@ -41,9 +42,12 @@ type cluster struct {
 	mu      sync.Mutex
 	dead    map[route.NodeRef]bool                                                     // guarded by mu
 	windows map[route.Location][]*gatewayv1.Undelivered                                // guarded by mu: open sessions
+	last    map[route.Location]uint64                                                  // guarded by mu: the seq of what was sent last
 	asked   []*gatewayv1.HandoverRequest                                               // guarded by mu
 	slow    map[string]time.Duration                                                   // guarded by mu: gateway → its handovers
 	auth    func(token, device string) (*hookv1.AuthResponse, error)                   // set before use
+	tokens  *token.Keys                                                                // of all routers but those in ownKeys
+	ownKeys map[string]*token.Keys                                                     // set before use: by router
 	page    func(*hookv1.GetOfflineMessagesRequest) *hookv1.GetOfflineMessagesResponse // set before use
 }
 
@@ -96,13 +100,17 @@ func (f *faulty) AcquireConn(ctx context.Context, tenant string, n route.NodeRef
 	return f.Store.AcquireConn(ctx, tenant, n, limit, live)
 }
 
-func newCluster(t *testing.T, routers int) *cluster {
+func newCluster(t *testing.T, routers int, edit ...func(*cluster)) *cluster {
 	t.Helper()
 	c := &cluster{
 		t: t, store: memstore.New(), dead: map[route.NodeRef]bool{}, windows: map[route.Location][]*gatewayv1.Undelivered{}, slow: map[string]time.Duration{},
+		last: map[route.Location]uint64{}, tokens: token.Random(), ownKeys: map[string]*token.Keys{},
 		auth: func(token, _ string) (*hookv1.AuthResponse, error) {
 			return &hookv1.AuthResponse{Ok: true, UserId: token}, nil
 		},
+	}
+	for _, f := range edit {
+		f(c)
 	}
 	for i := range routers {
 		c.nodes = append(c.nodes, c.router(fmt.Sprint("r", i+1)))
@@ -135,12 +143,16 @@ func (c *cluster) router(id string) *node {
 		Client: func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
 		TTL:    func(string) time.Duration { return time.Hour },
 	})
+	keys := c.ownKeys[id]
+	if keys == nil {
+		keys = c.tokens
+	}
 	n.Admitter = New(Options{
 		Self: n.self, Directory: n, Routes: NewCounted(n.store, n.stats, tel.Log), Tenant: n.tenants.Get, Hooks: c, Dispatcher: n,
 		Kept: n.buffer, Buffer: n.buffer,
 		Peer:    func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
 		Gateway: func(to route.Node) gatewayv1connect.GatewayServiceClient { return gatewayWire{c: c, node: to.NodeRef} },
-		Tokens:  c.tokens, MaxMessageBytes: 100, Stats: n.stats, Log: tel.Log, Tracer: tel.Tracer,
+		Tokens:  keys, MaxMessageBytes: 100, Events: c, Stats: n.stats, Log: tel.Log, Tracer: tel.Tracer,
 	})
 	n.close = func() {
 		n.Close()
@@ -213,11 +225,12 @@ func (n *node) SendOlder(_ route.DeviceKey, msgs []*dispatch.Message) {
 	}
 }
 
-func (n *node) Reclaim(context.Context, route.DeviceKey, func(route.Location) bool) ([]*dispatch.Message, func(), error) {
+func (n *node) Reclaim(context.Context, route.DeviceKey, func(route.Location) bool) (func() []*dispatch.Message, func(), error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.gated++
-	return n.reclaimed, func() {
+	reclaimed := n.reclaimed
+	return func() []*dispatch.Message { return reclaimed }, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.gated--
@@ -273,8 +286,23 @@ func (w gatewayWire) Handover(ctx context.Context, req *connect.Request[gatewayv
 	defer w.c.mu.Unlock()
 	loc := route.Location{Node: w.node, Session: req.Msg.SessionId}
 	window, found := w.c.windows[loc]
+	last, v2 := w.c.last[loc]
+	if req.Msg.Check {
+		ahead := req.Msg.LastSeq > last
+		return connect.NewResponse(&gatewayv1.HandoverResponse{Found: v2 && !ahead, Ahead: v2 && ahead}), nil
+	}
 	delete(w.c.windows, loc)
-	return connect.NewResponse(&gatewayv1.HandoverResponse{Found: found, Undelivered: window, RecentKeys: []byte("0123456789abcdef")}), nil
+	delete(w.c.last, loc)
+	res := &gatewayv1.HandoverResponse{Found: found, Undelivered: window, RecentKeys: []byte("0123456789abcdef")}
+	if req.Msg.Resume && v2 {
+		res.Undelivered, res.NextSeq = nil, last+1
+		for i, u := range window {
+			if u.Seq = last - uint64(len(window)-1-i); u.Seq > req.Msg.LastSeq {
+				res.Undelivered = append(res.Undelivered, u)
+			}
+		}
+	}
+	return connect.NewResponse(res), nil
 }
 
 // Shorthands.

@@ -76,7 +76,8 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 		return nil, errAbandoned
 	}
 	a.opts.Stats.Drained.Add(int64(drained))
-	if o.tenant.OfflineHookPull() {
+	a.announce(ctx, o, prev, res)
+	if o.tenant.OfflineHookPull() && !res.Resumed { // a resumed session has not been away
 		a.pull(o)
 	}
 	return res, nil
@@ -92,7 +93,7 @@ var errAbandoned = fault.New(fault.FailedPrecondition, "the gateway has given th
 // admission has been taken back.
 func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (drained int, ok bool) {
 	window, seqs := a.takeOver(ctx, o, prev, res)
-	reclaimed, done, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool { return !a.opts.Directory.Alive(at.Node) })
+	collect, done, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool { return !a.opts.Directory.Alive(at.Node) })
 	if err != nil {
 		a.takeBack(ctx, o, res.Epoch, window)
 		return 0, false
@@ -100,9 +101,10 @@ func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, r
 	defer done()
 	front, rest, err := a.opts.Kept.TakeFor(ctx, o.key)
 	if err != nil {
-		a.takeBack(ctx, o, res.Epoch, slices.Concat(window, reclaimed))
+		a.takeBack(ctx, o, res.Epoch, window)
 		return 0, false
 	}
+	reclaimed := collect()
 	msgs := slices.Concat(kept(front), window, reclaimed, kept(rest))
 	if res.Resumed {
 		msgs = slices.Concat(window, kept(front), reclaimed, kept(rest))

@@ -29,6 +29,10 @@ type Routes interface {
 // is gone.
 type Counted struct {
 	route.Store
+	// Ended, unless nil, is told of each session that was turned into a ghost. It
+	// is set before use and must not block.
+	Ended func(key route.DeviceKey, node route.NodeRef, epoch uint64)
+
 	stats *stats.Stats
 	log   *slog.Logger
 }
@@ -54,6 +58,9 @@ func (c *Counted) Change(ctx context.Context, changes []route.Change) ([]bool, e
 	for i, ok := range applied {
 		if ok && changes[i].To == route.Ghost {
 			ended[share{changes[i].Key.Tenant, changes[i].Node}]++
+			if c.Ended != nil {
+				c.Ended(changes[i].Key, changes[i].Node, changes[i].Epoch)
+			}
 		}
 	}
 	for s, n := range ended {

@@ -88,16 +88,18 @@ func (d *Dispatcher) SendOlder(key route.DeviceKey, msgs []*Message) {
 }
 
 // Reclaim begins the making of a backlog: for the user's home, after the device's
-// new route is bound and before its offline buffer is taken. It returns the
-// copies that this router still has for the device and that nobody else will
-// bring: those recovered from gateways that are gone, and those held at places
-// that lost says are out of reach. They come behind what is in the front of the
-// buffer and before the rest of it, and are not this router's any more. Until
-// done is called nothing new goes to the device; between the two the caller takes
-// the buffer and holds the backlog.
+// new route is bound and before its offline buffer is taken. Until done is called
+// nothing new goes to the device. Between the two the caller takes the buffer,
+// then calls collect, and holds the backlog.
+//
+// collect returns the copies that this router still has for the device and that
+// nobody else will bring: those recovered from gateways that are gone, those held
+// at places that lost says are out of reach, and what came by SendOlder. They come
+// behind what is in the front of the buffer and before the rest of it, and are
+// not this router's any more.
 //
 // One device of a user at a time. An error is ctx's; nothing was changed then.
-func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (msgs []*Message, done func(), err error) {
+func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (collect func() []*Message, done func(), err error) {
 	s := d.shard(key.UserKey)
 	s.mu.Lock()
 	f := s.flow(key.UserKey)
@@ -110,7 +112,7 @@ func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func
 		d.forget(f)
 	}
 	// What is on its way into the buffer is either there when the caller takes
-	// it, or comes back refused, to be taken along here.
+	// it, or comes back refused and newer.
 	if f.buffering() {
 		quiet := make(chan struct{})
 		f.quiet = quiet
@@ -123,7 +125,15 @@ func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func
 		}
 		s.mu.Lock()
 	}
-	mine := func(it item) bool { return it.tracker == nil && it.device == key.Device }
+	s.mu.Unlock()
+	return func() []*Message { return d.collect(f, key.Device, lost) }, done, nil
+}
+
+// collect takes the copies for a device out of a flow and of links.
+func (d *Dispatcher) collect(f *flow, device string, lost func(route.Location) bool) (msgs []*Message) {
+	s := d.shard(f.key)
+	s.mu.Lock()
+	mine := func(it item) bool { return it.tracker == nil && it.device == device }
 	var items []item
 	for _, it := range append(slices.Clone(f.refused), f.waiting...) {
 		if mine(it) {
@@ -134,7 +144,7 @@ func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func
 	f.waiting = slices.DeleteFunc(f.waiting, mine)
 	var places []place
 	for _, p := range f.underWay {
-		if p.device == key.Device && p.held > 0 && lost(p.loc) {
+		if p.device == device && p.held > 0 && lost(p.loc) {
 			places = append(places, p)
 		}
 	}
@@ -155,7 +165,7 @@ func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func
 	for _, it := range items {
 		msgs = append(msgs, it.msg)
 	}
-	return msgs, done, nil
+	return msgs
 }
 
 // buffering tells whether an entry is on its way into the offline buffer.

@@ -146,22 +146,22 @@ func (w *world) bind(device string, n route.NodeRef, id uint64) {
 	w.mu.Unlock()
 
 	lost := func(l route.Location) bool { return !w.Alive(l.Node) }
-	reclaimed, done, err := w.d.Reclaim(context.Background(), route.DeviceKey{UserKey: ann, Device: device}, lost)
+	collect, done, err := w.d.Reclaim(context.Background(), route.DeviceKey{UserKey: ann, Device: device}, lost)
 	if err != nil {
 		panic(err)
 	}
 	w.mu.Lock()
 	backlog = append(backlog, w.kept[device][:w.fronts[device]]...)
-	for _, m := range reclaimed {
-		backlog = append(backlog, string(m.Bytes))
-	}
-	backlog = append(backlog, w.kept[device][w.fronts[device]:]...)
-	backlog = append(backlog, w.kept[""]...)
+	rest := slices.Concat(w.kept[device][w.fronts[device]:], w.kept[""])
 	for _, from := range []string{device, ""} {
 		delete(w.kept, from)
 		delete(w.fronts, from)
 	}
 	w.mu.Unlock()
+	for _, m := range collect() {
+		backlog = append(backlog, string(m.Bytes))
+	}
+	backlog = append(backlog, rest...)
 
 	msgs := make([]*Message, len(backlog))
 	for i, text := range backlog {

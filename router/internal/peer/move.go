@@ -276,6 +276,9 @@ func (b *Buffer) deliverTo(key route.UserKey, records []route.Record) {
 	if b.opts.Deliver == nil {
 		return
 	}
+	// Who takes a backlog meanwhile finds it in the buffer, or on its way.
+	b.amu.Lock()
+	defer b.amu.Unlock()
 	for _, r := range route.PlanFor(records, "", b.opts.Directory.Alive, time.Now()).Live {
 		device := route.DeviceKey{UserKey: key, Device: r.Device}
 		var msgs []*dispatch.Message

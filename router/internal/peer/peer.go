@@ -107,7 +107,7 @@ type Buffer struct {
 	lmu   sync.Mutex
 	links map[route.NodeRef]*link // guarded by lmu
 
-	amu sync.Mutex // held from when copies are taken out until they are in the buffer
+	amu sync.Mutex // held while entries are in no place where a backlog would be looked for
 
 	smu      sync.Mutex
 	toSettle map[route.UserKey][]string // guarded by smu: devices, not told yet

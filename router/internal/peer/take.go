@@ -62,6 +62,8 @@ func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest 
 		}
 		b.adoptUser(key.UserKey, alive)
 	}
+	b.amu.Lock()
+	defer b.amu.Unlock()
 	front, rest = merge(older, b.opts.Local.TakeHeld(key))
 	return front, rest, nil
 }
