@@ -141,11 +141,11 @@ func (p *phone) join() {
 	p.end = e
 }
 
-// unacknowledged: the SDK does not acknowledge deliveries yet either.
-func (p *phone) unacknowledged() bool { return p.v1 || !sdkAcknowledges }
-
-// sdkAcknowledges tells whether the Go SDK speaks V2 by itself.
-const sdkAcknowledges = true
+// unacknowledged tells that what the device has seen lately may come again after
+// the death of its gateway: always of a V1 client, and of an SDK client that was
+// started anew since, because an acknowledgement may be a second late and the new
+// one does not know what the old one has seen.
+func (p *phone) unacknowledged() bool { return true }
 
 func (p *phone) leave() {
 	p.mu.Lock()
