@@ -12,6 +12,7 @@ import (
 	"github.com/mics-im/mics/internal/buildinfo"
 	"github.com/mics-im/mics/internal/config"
 	"github.com/mics-im/mics/internal/telemetry"
+	"github.com/mics-im/mics/router/internal/event"
 	"github.com/mics-im/mics/router/internal/offline"
 	"github.com/mics-im/mics/router/internal/pipeline"
 	"github.com/mics-im/mics/router/internal/tenant"
@@ -45,6 +46,7 @@ type Config struct {
 	tenants  tenant.Source
 	offline  offline.Limits
 	messages pipeline.Limits
+	events   event.Config
 	// dedupEntries bounds the remembered messages.
 	dedupEntries int
 	Telemetry    telemetry.Config
@@ -88,6 +90,7 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.Int(&c.offline.MaxMessagesPerUser, "OFFLINE_BUFFER_MAX_MESSAGES_PER_USER", config.Bound{Min: 0, Max: 1_000_000}, "messages kept for one absent user")
 	s.Int(&c.offline.MaxBytesPerUser, "OFFLINE_BUFFER_MAX_BYTES_PER_USER", config.Bound{Min: 0, Max: maxBytes}, "bytes kept for one absent user")
 	s.Int(&total, "OFFLINE_BUFFER_MAX_BYTES", config.Bound{Min: 0, Max: maxBytes}, "bytes kept for all absent users")
+	c.events.Register(s)
 	c.Telemetry.Register(s)
 	s.Check(func() error { return c.check() })
 	if err := s.Parse(args, lookup); err != nil {

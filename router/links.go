@@ -2,16 +2,18 @@ package router
 
 import (
 	"context"
-	"sync"
+	"fmt"
 	"sync/atomic"
 	"time"
 
+	"github.com/mics-im/mics/internal/config"
 	"github.com/mics-im/mics/internal/rpc"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	"github.com/mics-im/mics/proto/mics/gateway/v1/gatewayv1connect"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/admit"
 	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/event"
 	"github.com/mics-im/mics/router/internal/peer"
 	"github.com/mics-im/mics/router/internal/route"
 )
@@ -27,6 +29,31 @@ func (r *Router) gateway(to route.Node) gatewayv1connect.GatewayServiceClient {
 // dial opens a Deliver stream.
 func (r *Router) dial(ctx context.Context, to route.Node) dispatch.Stream {
 	return r.gateway(to).Deliver(ctx)
+}
+
+// openEvents makes what publishes events, and has the store tell it of
+// connections that end.
+func (r *Router) openEvents() error {
+	p, err := event.New(event.Options{
+		Config: r.cfg.events, MaxMessageBytes: r.cfg.messages.MaxMessageBytes,
+		Node: fmt.Sprintf("%s@%d", r.self.ID, r.self.Incarnation), Secret: r.secret, Telemetry: r.tel,
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", config.ErrInvalid, err)
+	}
+	r.events = p
+	r.teardown.Push("events", eventsBudget, p.Stop)
+	r.store.Ended = admit.Ended(p)
+	return nil
+}
+
+// secret is what signs a tenant's events; empty when none is known.
+func (r *Router) secret(name string) string {
+	t, ok := r.tenants.Get(name)
+	if !ok {
+		return ""
+	}
+	return t.Secret()
 }
 
 // offlineTTL is how long a tenant's messages are kept; of a tenant that was taken
@@ -74,7 +101,6 @@ func (r *Router) peerHooks() peer.Hooks {
 }
 
 func (r *Router) gauges() {
-	r.tel.Gauge("mics_redis_up", "Whether the route store answered last time.", r.store.upGauge)
 	r.tel.Gauge("mics_router_gateways", "Living gateways in this router's picture.", func() int64 { return int64(len(r.directory.Gateways())) })
 	r.tel.Gauge("mics_router_routers", "Living routers in this router's picture.", func() int64 { return int64(len(r.directory.Routers())) })
 	r.tel.Gauge("mics_router_tenants", "Configured tenants.", func() int64 { return int64(r.tenants.Len()) })
@@ -87,53 +113,23 @@ func (r *Router) gauges() {
 // notReady tells why this router can do no work: it has never had a picture of
 // the cluster. Later the last picture stands.
 func (r *Router) notReady() []string {
-	if !r.store.reached.Load() {
+	if !r.away.Reached() {
 		return []string{"the route store has not been reached yet"}
 	}
 	return nil
 }
 
-// watched is the route store, and knows whether it answers: the directory renews
-// this router's lease twice a second.
-type watched struct {
+// leasing is the route store as this router uses it: connection counts are kept
+// true, and from when it leaves the directory its lease is not renewed.
+type leasing struct {
 	*admit.Counted
-	reached atomic.Bool // ever
-	leaving atomic.Bool // this router stops: its lease is not renewed any more
-
-	mu  sync.Mutex
-	err error // guarded by mu: of the last renewal
+	leaving atomic.Bool
 }
 
 // RenewRouter implements route.Store.
-func (w *watched) RenewRouter(ctx context.Context, r route.Router, lease time.Duration) error {
-	if w.leaving.Load() {
+func (l *leasing) RenewRouter(ctx context.Context, r route.Router, lease time.Duration) error {
+	if l.leaving.Load() {
 		return nil
 	}
-	err := w.Counted.RenewRouter(ctx, r, lease)
-	w.mu.Lock()
-	w.err = err
-	w.mu.Unlock()
-	if err == nil {
-		w.reached.Store(true)
-	}
-	return err
-}
-
-// degraded tells that the store is away.
-func (w *watched) degraded() []string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.err == nil {
-		return nil
-	}
-	return []string{"redis: " + w.err.Error()}
-}
-
-func (w *watched) upGauge() int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.err == nil && w.reached.Load() {
-		return 1
-	}
-	return 0
+	return l.Counted.RenewRouter(ctx, r, lease)
 }

@@ -17,9 +17,11 @@ import (
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/admit"
+	"github.com/mics-im/mics/router/internal/away"
 	"github.com/mics-im/mics/router/internal/dedup"
 	"github.com/mics-im/mics/router/internal/directory"
 	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/event"
 	"github.com/mics-im/mics/router/internal/hook"
 	"github.com/mics-im/mics/router/internal/memstore"
 	"github.com/mics-im/mics/router/internal/offline"
@@ -42,6 +44,8 @@ const (
 	// handOnBudget is for buffers on their way to new homes; one that is lent to a
 	// device that connects just now is so for 4 s.
 	handOnBudget = 8 * time.Second
+	// eventsBudget is for events that Kafka has not got yet.
+	eventsBudget = 3 * time.Second
 	stopBudget   = 25 * time.Second
 )
 
@@ -57,7 +61,9 @@ type Router struct {
 	client *http.Client
 
 	tenants    *tenant.Registry
-	store      *watched
+	away       *away.Store // the route store, or what stands in for it
+	store      *leasing
+	events     *event.Publisher
 	directory  *directory.Directory
 	kept       *offline.Buffer
 	buffer     *peer.Buffer
@@ -96,9 +102,6 @@ func New(ctx context.Context, cfg Config) (_ *Router, err error) {
 		return nil, err
 	}
 	r.push("tenants", r.tenants.Close)
-	if err := r.openStore(ctx); err != nil {
-		return nil, err
-	}
 	ln, err := net.Listen("tcp", cfg.InternalListen)
 	if err != nil {
 		return nil, fmt.Errorf("INTERNAL_LISTEN: %w", err)
@@ -106,6 +109,12 @@ func New(ctx context.Context, cfg Config) (_ *Router, err error) {
 	r.self = route.Router{
 		NodeRef:  route.NodeRef{ID: cfg.NodeID, Incarnation: uint64(time.Now().UnixMilli())},
 		Endpoint: cfg.endpoint(ln.Addr()), Version: cfg.Version,
+	}
+	if err := r.openStore(ctx); err != nil {
+		return nil, errors.Join(err, ln.Close())
+	}
+	if err := r.openEvents(); err != nil {
+		return nil, errors.Join(err, ln.Close())
 	}
 	r.wire(ln)
 	return r, nil
@@ -126,8 +135,10 @@ func (r *Router) openStore(ctx context.Context) error {
 		}
 		s = rs
 	}
-	r.store = &watched{Counted: admit.NewCounted(s, r.stats, r.tel.Log)}
+	r.away = away.New(away.Options{Store: s, Self: r.self, Lease: directory.Lease, GhostTTL: r.offlineTTL, Telemetry: r.tel})
+	r.store = &leasing{Counted: admit.NewCounted(r.away, r.stats, r.tel.Log)}
 	r.teardown.Push("route store", stepBudget, func(context.Context) error { return s.Close() })
+	r.push("route store watch", r.away.Stop)
 	return nil
 }
 
@@ -169,12 +180,12 @@ func (r *Router) wire(ln net.Listener) {
 	admitter := admit.New(admit.Options{
 		Self: r.self, Directory: r.directory, Routes: r.store, Tenant: r.tenants.Get, Hooks: hooks, Dispatcher: r.dispatcher,
 		Kept: r.buffer, Buffer: r.buffer, Peer: r.peer, Gateway: r.gateway, Tokens: cfg.tokenKeys(log),
-		MaxMessageBytes: cfg.messages.MaxMessageBytes, Stats: r.stats, Log: log, Tracer: r.tel.Tracer,
+		MaxMessageBytes: cfg.messages.MaxMessageBytes, Events: r.events, Stats: r.stats, Log: log, Tracer: r.tel.Tracer,
 	})
 	r.push("admissions", admitter.Close)
 	messages := pipeline.New(pipeline.Options{
 		Tenant: r.tenants.Get, Hooks: hooks, Routes: r.store, Dispatcher: r.dispatcher, Absent: absent, Dedup: r.sents, Limiter: limiter,
-		Limits: cfg.messages, Stats: r.stats, Tracer: r.tel.Tracer,
+		Events: r.events, Limits: cfg.messages, Stats: r.stats, Tracer: r.tel.Tracer,
 	})
 	r.push("pipeline", messages.Close)
 	r.reaper = reaper.New(reaper.Options{
@@ -185,13 +196,13 @@ func (r *Router) wire(ln net.Listener) {
 	r.gauges()
 
 	svc := service.New(service.Options{
-		Directory: r.directory, Admitter: admitter, Buffer: r.buffer, Copies: r.buffer, Keeper: r.dispatcher, Self: r.self, Stats: r.stats, Log: log,
+		Directory: r.directory, Admitter: admitter, Buffer: r.buffer, Copies: r.buffer, Records: r.away, Keeper: r.dispatcher, Self: r.self, DeadLetters: r.events, Stats: r.stats, Log: log,
 		Intake: func(gateway route.NodeRef, answer func(uint64, []byte)) service.Intake {
 			return messages.Intake(gateway, answer)
 		},
 	})
 	mux := http.NewServeMux()
-	rpc.Operate(mux, r.tel.Metrics(), r.notReady, r.store.degraded)
+	rpc.Operate(mux, r.tel.Metrics(), r.notReady, r.away.Degraded)
 	mux.Handle(routerv1connect.NewRouterServiceHandler(svc, rpc.HandlerOptions()...))
 	mux.Handle(routerv1connect.NewPeerServiceHandler(svc, rpc.HandlerOptions()...))
 	r.internal = rpc.NewServer(ln, mux, nil, log)
@@ -209,6 +220,7 @@ func (r *Router) Start(ctx context.Context) error {
 		return errors.New("router started twice")
 	}
 	r.started = true
+	r.away.Start(away.Cluster{Directory: r.directory, Peer: r.peer, Gateway: r.gateway})
 	r.directory.Start()
 	stop := make(chan struct{})
 	done := make(chan struct{})

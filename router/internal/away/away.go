@@ -89,7 +89,8 @@ type Store struct {
 
 	state atomic.Int32 // a phase; changes under mu
 	// gate is held for reading by whoever changes the mirror instead of the
-	// backend, and for writing by the step back to up: nothing stays unsaved.
+	// backend, for the moment of the change, and for writing by the step back to
+	// up: nothing stays unsaved.
 	gate sync.RWMutex
 
 	mu      sync.Mutex

@@ -53,14 +53,20 @@ func (w *world) want(k route.DeviceKey, loc *route.Location) {
 			i, found := find(records, k.Device)
 			switch {
 			case !found, loc == nil && records[i].State != route.Ghost, loc != nil && (records[i].State != route.Live || records[i].Location() != *loc):
-				if zzdump != nil { zzdump(w, k.User) }
 				w.t.Errorf("%s, %v: %+v, want a live one at %v\n%s", m.opts.Self.ID, k, records, loc, m.logs.String())
 			}
 		}
 	}
 }
 
-var zzdump func(w *world, k string)
+// clear makes the mirror one of a router that is new to its users.
+func (m *mirror) clear() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.order.Init()
+	clear(m.users)
+	clear(m.dirty)
+}
 
 func pass(d time.Duration) {
 	time.Sleep(d) // fake time
@@ -106,7 +112,7 @@ func TestAnOutage(t *testing.T) {
 						w.slow.Store(0)
 						pass(20 * time.Second)
 						for _, m := range w.routers {
-							m.mirror = newMirror(10, m.overflow) // the store alone must do
+							m.mirror.clear() // the store alone must do
 						}
 						w.want(stays, &at)
 						w.want(moves, &movedTo)
@@ -152,7 +158,7 @@ func TestAFlushIsNoticed(t *testing.T) {
 		}
 		pass(10 * time.Second)
 		for _, m := range w.routers {
-			m.mirror = newMirror(10, m.overflow) // the store alone must do
+			m.mirror.clear() // the store alone must do
 		}
 		w.want(k1, &at1)
 		w.want(k2, &moved)
@@ -173,7 +179,7 @@ func TestColdMirrorsAfterAFlush(t *testing.T) {
 		k := key("ann", "a")
 		at, e, _ := w.connect(k, w.gateways[0])
 		for _, m := range w.routers {
-			m.mirror = newMirror(10, m.overflow)
+			m.mirror.clear()
 		}
 		w.flush()
 		moved, e2, prev := w.connect(k, w.gateways[1])
@@ -235,7 +241,7 @@ func TestAGatewayThatDoesNotAnswer(t *testing.T) {
 		k := key("ann", "a")
 		at, _, _ := w.connect(k, w.gateways[0])
 		for _, m := range w.routers {
-			m.mirror = newMirror(10, m.overflow)
+			m.mirror.clear()
 		}
 		w.down.Store(true)
 		pass(time.Second)

@@ -96,6 +96,9 @@ func (s *Store) lookAgain() {
 	if late {
 		_ = s.count(s.ctx) // else next time
 	}
+	if s.mirror.unsavedLen() > 0 {
+		s.write() // what was learnt when the store was all but back
+	}
 	d := s.cluster.Directory
 	s.gateways.keep(func(ref route.NodeRef) bool { _, ok := d.Gateway(ref); return ok })
 	s.routers.keep(func(ref route.NodeRef) bool {

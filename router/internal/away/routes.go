@@ -64,11 +64,12 @@ func (s *Store) bound(key route.DeviceKey, loc route.Location, version uint8, ep
 // bindHere binds in the mirror; not ok: the backend is back.
 func (s *Store) bindHere(ctx context.Context, key route.DeviceKey, loc route.Location, version uint8) (uint64, *route.Record, bool) {
 	s.gate.RLock()
-	defer s.gate.RUnlock()
 	if s.phase() == up {
+		s.gate.RUnlock()
 		return 0, nil, false
 	}
 	r, prev := s.mirror.bind(key, loc, version)
+	s.gate.RUnlock()
 	s.save(ctx, []route.Restored{{Key: key, Record: r}})
 	return r.Epoch, prev, true
 }
@@ -104,12 +105,12 @@ func (s *Store) Change(ctx context.Context, changes []route.Change) ([]bool, err
 }
 
 func (s *Store) changeHere(ctx context.Context, changes []route.Change) ([]bool, bool) {
+	s.turn()
 	s.gate.RLock()
-	defer s.gate.RUnlock()
 	if s.phase() == up {
+		s.gate.RUnlock()
 		return nil, false
 	}
-	s.turn()
 	applied := make([]bool, len(changes))
 	var records []route.Restored
 	for i, c := range changes {
@@ -118,6 +119,7 @@ func (s *Store) changeHere(ctx context.Context, changes []route.Change) ([]bool,
 			records = append(records, route.Restored{Key: c.Key, Record: r})
 		}
 	}
+	s.gate.RUnlock()
 	s.save(ctx, records)
 	return applied, true
 }

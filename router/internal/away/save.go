@@ -24,11 +24,13 @@ func (s *Store) save(ctx context.Context, records []route.Restored) {
 	if len(records) == 0 || s.cluster.Directory == nil {
 		return
 	}
-	if s.phase() == away {
-		s.awaitPeer(ctx)
-	}
-	if s.write() {
-		return
+	for range 2 { // the store may be lost with the first try
+		if s.phase() == away {
+			s.awaitPeer(ctx)
+		}
+		if s.write() {
+			return
+		}
 	}
 	// Their homes answer for them.
 	others := map[route.Router][]route.Restored{}
@@ -46,8 +48,18 @@ func (s *Store) save(ctx context.Context, records []route.Restored) {
 // did. One at a time: a ghost must not be overtaken by its device's live record.
 func (s *Store) write() bool {
 	return s.saves.do(func() bool {
-		if s.phase() != away {
-			return s.flush(s.ctx) == nil
+		for range maxTurns {
+			if s.phase() == away {
+				break
+			}
+			into := s.markerNow()
+			if s.flush(s.ctx) != nil {
+				return false
+			}
+			// What went into a store that was emptied meanwhile is in doubt again.
+			if s.verify(); s.markerNow() == into {
+				return true
+			}
 		}
 		peer := s.peerUp()
 		if peer == nil {

@@ -29,18 +29,20 @@ import (
 	"github.com/mics-im/mics/router/internal/route"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+// rueidis' last goroutines end some time after its Close.
+func TestMain(m *testing.M) { testkit.MainWithin(m, 30*time.Second) }
 
 const ghostTTL = time.Hour
 
 // world is routers, gateways and a backend, in memory.
 type world struct {
-	t        *testing.T
+	t        testing.TB
 	redis    atomic.Pointer[memstore.Store]
 	down     atomic.Bool
 	slow     atomic.Int64 // what a call to the backend takes
 	routers  []*member
 	gateways []*gateway
+	open     func(*member) route.Store
 	stop     chan struct{}
 	renewals sync.WaitGroup
 }
@@ -54,8 +56,15 @@ type member struct {
 	logs bytes.Buffer
 }
 
+// newWorld is a world on a memstore, within synctest.
 func newWorld(t *testing.T, routers, gateways int) *world {
-	w := &world{t: t, stop: make(chan struct{})}
+	w := makeWorld(t, routers, gateways, func(m *member) route.Store { return &link{Upkeep: &unreachable{m}, m: m} })
+	time.Sleep(5 * time.Second) // fake time: beyond what follows a start
+	return w
+}
+
+func makeWorld(t testing.TB, routers, gateways int, open func(*member) route.Store) *world {
+	w := &world{t: t, open: open, stop: make(chan struct{})}
 	w.flush()
 	for i := range gateways {
 		g := &gateway{
@@ -68,7 +77,6 @@ func newWorld(t *testing.T, routers, gateways int) *world {
 		w.router(fmt.Sprint("r", i+1))
 	}
 	w.renewals.Go(w.renew)
-	time.Sleep(5 * time.Second) // fake time: beyond what follows a start
 	return w
 }
 
@@ -80,7 +88,7 @@ func (w *world) router(id string) *member {
 	}
 	self := route.Router{NodeRef: route.NodeRef{ID: id, Incarnation: 1}, Endpoint: "http://" + id}
 	m.Store = New(Options{
-		Store: &link{Upkeep: &unreachable{m}, m: m}, Self: self, Lease: directory.Lease,
+		Store: w.open(m), Self: self, Lease: directory.Lease,
 		GhostTTL: func(string) time.Duration { return ghostTTL }, Telemetry: tel,
 	})
 	m.dir = directory.New(m.Store, self, tel.Log, func() {})
@@ -109,6 +117,7 @@ func (w *world) end(whole bool) {
 	for _, m := range w.routers {
 		_ = m.dir.Stop(context.Background())
 		m.Stop()
+		_ = m.Close()
 		_ = m.opts.Telemetry.Shutdown(context.Background())
 	}
 }

@@ -61,8 +61,10 @@ type Options struct {
 	Copies Copies
 	// Records nil: this router remembers no routes beside its store.
 	Records Records
-	Stats   *stats.Stats
-	Log     *slog.Logger
+	// DeadLetters are what operators list and redrive.
+	DeadLetters DeadLetters
+	Stats       *stats.Stats
+	Log         *slog.Logger
 }
 
 // Service implements RouterService and PeerService.

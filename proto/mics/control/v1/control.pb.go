@@ -10,6 +10,7 @@ package controlv1
 
 import (
 	v1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	v11 "github.com/mics-im/mics/proto/mics/router/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -739,6 +740,182 @@ func (x *KickResponse) GetWarnings() []string {
 	return nil
 }
 
+type ListDLQRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *v11.ListDLQRequest    `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDLQRequest) Reset() {
+	*x = ListDLQRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDLQRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDLQRequest) ProtoMessage() {}
+
+func (x *ListDLQRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDLQRequest.ProtoReflect.Descriptor instead.
+func (*ListDLQRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListDLQRequest) GetRequest() *v11.ListDLQRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type ListDLQResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Response      *v11.ListDLQResponse   `protobuf:"bytes,1,opt,name=response,proto3" json:"response,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDLQResponse) Reset() {
+	*x = ListDLQResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDLQResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDLQResponse) ProtoMessage() {}
+
+func (x *ListDLQResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDLQResponse.ProtoReflect.Descriptor instead.
+func (*ListDLQResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListDLQResponse) GetResponse() *v11.ListDLQResponse {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
+type RedriveDLQRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *v11.RedriveDLQRequest `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedriveDLQRequest) Reset() {
+	*x = RedriveDLQRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedriveDLQRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedriveDLQRequest) ProtoMessage() {}
+
+func (x *RedriveDLQRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedriveDLQRequest.ProtoReflect.Descriptor instead.
+func (*RedriveDLQRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RedriveDLQRequest) GetRequest() *v11.RedriveDLQRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type RedriveDLQResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Progress      *v11.RedriveProgress   `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedriveDLQResponse) Reset() {
+	*x = RedriveDLQResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedriveDLQResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedriveDLQResponse) ProtoMessage() {}
+
+func (x *RedriveDLQResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedriveDLQResponse.ProtoReflect.Descriptor instead.
+func (*RedriveDLQResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RedriveDLQResponse) GetProgress() *v11.RedriveProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
 type VersionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -747,7 +924,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[10]
+	mi := &file_mics_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +936,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[10]
+	mi := &file_mics_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +949,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 type VersionResponse struct {
@@ -785,7 +962,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[11]
+	mi := &file_mics_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -797,7 +974,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[11]
+	mi := &file_mics_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -810,7 +987,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *VersionResponse) GetNodeId() string {
@@ -831,7 +1008,7 @@ var File_mics_control_v1_control_proto protoreflect.FileDescriptor
 
 const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x1dmics/control/v1/control.proto\x12\x0fmics.control.v1\x1a\x1dmics/gateway/v1/gateway.proto\"\xdc\x04\n" +
+	"\x1dmics/control/v1/control.proto\x12\x0fmics.control.v1\x1a\x1dmics/gateway/v1/gateway.proto\x1a\x1bmics/router/v1/router.proto\"\xdc\x04\n" +
 	"\x04Node\x12-\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x19.mics.control.v1.NodeKindR\x04kind\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12 \n" +
@@ -880,7 +1057,15 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\"B\n" +
 	"\fKickResponse\x12\x16\n" +
 	"\x06kicked\x18\x01 \x01(\rR\x06kicked\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x10\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"J\n" +
+	"\x0eListDLQRequest\x128\n" +
+	"\arequest\x18\x01 \x01(\v2\x1e.mics.router.v1.ListDLQRequestR\arequest\"N\n" +
+	"\x0fListDLQResponse\x12;\n" +
+	"\bresponse\x18\x01 \x01(\v2\x1f.mics.router.v1.ListDLQResponseR\bresponse\"P\n" +
+	"\x11RedriveDLQRequest\x12;\n" +
+	"\arequest\x18\x01 \x01(\v2!.mics.router.v1.RedriveDLQRequestR\arequest\"Q\n" +
+	"\x12RedriveDLQResponse\x12;\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1f.mics.router.v1.RedriveProgressR\bprogress\"\x10\n" +
 	"\x0eVersionRequest\"D\n" +
 	"\x0fVersionResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
@@ -888,13 +1073,16 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\bNodeKind\x12\x19\n" +
 	"\x15NODE_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11NODE_KIND_GATEWAY\x10\x01\x12\x14\n" +
-	"\x10NODE_KIND_ROUTER\x10\x022\xad\x03\n" +
+	"\x10NODE_KIND_ROUTER\x10\x022\xd6\x04\n" +
 	"\x0eControlService\x12R\n" +
 	"\tListNodes\x12!.mics.control.v1.ListNodesRequest\x1a\".mics.control.v1.ListNodesResponse\x12W\n" +
 	"\n" +
 	"WatchNodes\x12\".mics.control.v1.WatchNodesRequest\x1a#.mics.control.v1.WatchNodesResponse0\x01\x12[\n" +
 	"\fListSessions\x12$.mics.control.v1.ListSessionsRequest\x1a%.mics.control.v1.ListSessionsResponse\x12C\n" +
-	"\x04Kick\x12\x1c.mics.control.v1.KickRequest\x1a\x1d.mics.control.v1.KickResponse\x12L\n" +
+	"\x04Kick\x12\x1c.mics.control.v1.KickRequest\x1a\x1d.mics.control.v1.KickResponse\x12N\n" +
+	"\aListDLQ\x12\x1f.mics.control.v1.ListDLQRequest\x1a .mics.control.v1.ListDLQResponse0\x01\x12W\n" +
+	"\n" +
+	"RedriveDLQ\x12\".mics.control.v1.RedriveDLQRequest\x1a#.mics.control.v1.RedriveDLQResponse0\x01\x12L\n" +
 	"\aVersion\x12\x1f.mics.control.v1.VersionRequest\x1a .mics.control.v1.VersionResponseB9Z7github.com/mics-im/mics/proto/mics/control/v1;controlv1b\x06proto3"
 
 var (
@@ -910,46 +1098,62 @@ func file_mics_control_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_mics_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mics_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_mics_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_mics_control_v1_control_proto_goTypes = []any{
-	(NodeKind)(0),                // 0: mics.control.v1.NodeKind
-	(*Node)(nil),                 // 1: mics.control.v1.Node
-	(*ListNodesRequest)(nil),     // 2: mics.control.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),    // 3: mics.control.v1.ListNodesResponse
-	(*WatchNodesRequest)(nil),    // 4: mics.control.v1.WatchNodesRequest
-	(*WatchNodesResponse)(nil),   // 5: mics.control.v1.WatchNodesResponse
-	(*ListSessionsRequest)(nil),  // 6: mics.control.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil), // 7: mics.control.v1.ListSessionsResponse
-	(*Session)(nil),              // 8: mics.control.v1.Session
-	(*KickRequest)(nil),          // 9: mics.control.v1.KickRequest
-	(*KickResponse)(nil),         // 10: mics.control.v1.KickResponse
-	(*VersionRequest)(nil),       // 11: mics.control.v1.VersionRequest
-	(*VersionResponse)(nil),      // 12: mics.control.v1.VersionResponse
-	(v1.Phase)(0),                // 13: mics.gateway.v1.Phase
-	(*v1.SessionInfo)(nil),       // 14: mics.gateway.v1.SessionInfo
+	(NodeKind)(0),                 // 0: mics.control.v1.NodeKind
+	(*Node)(nil),                  // 1: mics.control.v1.Node
+	(*ListNodesRequest)(nil),      // 2: mics.control.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 3: mics.control.v1.ListNodesResponse
+	(*WatchNodesRequest)(nil),     // 4: mics.control.v1.WatchNodesRequest
+	(*WatchNodesResponse)(nil),    // 5: mics.control.v1.WatchNodesResponse
+	(*ListSessionsRequest)(nil),   // 6: mics.control.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),  // 7: mics.control.v1.ListSessionsResponse
+	(*Session)(nil),               // 8: mics.control.v1.Session
+	(*KickRequest)(nil),           // 9: mics.control.v1.KickRequest
+	(*KickResponse)(nil),          // 10: mics.control.v1.KickResponse
+	(*ListDLQRequest)(nil),        // 11: mics.control.v1.ListDLQRequest
+	(*ListDLQResponse)(nil),       // 12: mics.control.v1.ListDLQResponse
+	(*RedriveDLQRequest)(nil),     // 13: mics.control.v1.RedriveDLQRequest
+	(*RedriveDLQResponse)(nil),    // 14: mics.control.v1.RedriveDLQResponse
+	(*VersionRequest)(nil),        // 15: mics.control.v1.VersionRequest
+	(*VersionResponse)(nil),       // 16: mics.control.v1.VersionResponse
+	(v1.Phase)(0),                 // 17: mics.gateway.v1.Phase
+	(*v1.SessionInfo)(nil),        // 18: mics.gateway.v1.SessionInfo
+	(*v11.ListDLQRequest)(nil),    // 19: mics.router.v1.ListDLQRequest
+	(*v11.ListDLQResponse)(nil),   // 20: mics.router.v1.ListDLQResponse
+	(*v11.RedriveDLQRequest)(nil), // 21: mics.router.v1.RedriveDLQRequest
+	(*v11.RedriveProgress)(nil),   // 22: mics.router.v1.RedriveProgress
 }
 var file_mics_control_v1_control_proto_depIdxs = []int32{
 	0,  // 0: mics.control.v1.Node.kind:type_name -> mics.control.v1.NodeKind
-	13, // 1: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
+	17, // 1: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
 	1,  // 2: mics.control.v1.ListNodesResponse.nodes:type_name -> mics.control.v1.Node
 	1,  // 3: mics.control.v1.WatchNodesResponse.nodes:type_name -> mics.control.v1.Node
 	8,  // 4: mics.control.v1.ListSessionsResponse.sessions:type_name -> mics.control.v1.Session
-	14, // 5: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
-	2,  // 6: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
-	4,  // 7: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
-	6,  // 8: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
-	9,  // 9: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
-	11, // 10: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
-	3,  // 11: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
-	5,  // 12: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
-	7,  // 13: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
-	10, // 14: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
-	12, // 15: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
-	11, // [11:16] is the sub-list for method output_type
-	6,  // [6:11] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	18, // 5: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
+	19, // 6: mics.control.v1.ListDLQRequest.request:type_name -> mics.router.v1.ListDLQRequest
+	20, // 7: mics.control.v1.ListDLQResponse.response:type_name -> mics.router.v1.ListDLQResponse
+	21, // 8: mics.control.v1.RedriveDLQRequest.request:type_name -> mics.router.v1.RedriveDLQRequest
+	22, // 9: mics.control.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
+	2,  // 10: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
+	4,  // 11: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
+	6,  // 12: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
+	9,  // 13: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
+	11, // 14: mics.control.v1.ControlService.ListDLQ:input_type -> mics.control.v1.ListDLQRequest
+	13, // 15: mics.control.v1.ControlService.RedriveDLQ:input_type -> mics.control.v1.RedriveDLQRequest
+	15, // 16: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
+	3,  // 17: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
+	5,  // 18: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
+	7,  // 19: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
+	10, // 20: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
+	12, // 21: mics.control.v1.ControlService.ListDLQ:output_type -> mics.control.v1.ListDLQResponse
+	14, // 22: mics.control.v1.ControlService.RedriveDLQ:output_type -> mics.control.v1.RedriveDLQResponse
+	16, // 23: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
+	17, // [17:24] is the sub-list for method output_type
+	10, // [10:17] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_mics_control_v1_control_proto_init() }
@@ -963,7 +1167,7 @@ func file_mics_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_control_v1_control_proto_rawDesc), len(file_mics_control_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -11,6 +11,7 @@ package routerv1
 
 import (
 	v1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	v11 "github.com/mics-im/mics/proto/mics/hook/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -132,7 +133,7 @@ func (x BufferResponse_Result) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BufferResponse_Result.Descriptor instead.
 func (BufferResponse_Result) EnumDescriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{28, 0}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{35, 0}
 }
 
 type RouterInfo struct {
@@ -1566,6 +1567,497 @@ func (x *DirectoryResponse) GetRouters() []*RouterInfo {
 	return nil
 }
 
+type ListDLQRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	TenantId string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// Given up at or after it; 0: all.
+	SinceMs int64 `protobuf:"varint,2,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	// Those too that have been redriven.
+	All bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
+	// At most this many; 0: no limit.
+	Limit uint32 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Only the one at this place, whatever the rest says.
+	Only          *DeadLetterRef `protobuf:"bytes,5,opt,name=only,proto3" json:"only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDLQRequest) Reset() {
+	*x = ListDLQRequest{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDLQRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDLQRequest) ProtoMessage() {}
+
+func (x *ListDLQRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDLQRequest.ProtoReflect.Descriptor instead.
+func (*ListDLQRequest) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ListDLQRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *ListDLQRequest) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+func (x *ListDLQRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *ListDLQRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListDLQRequest) GetOnly() *DeadLetterRef {
+	if x != nil {
+		return x.Only
+	}
+	return nil
+}
+
+type DeadLetterRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Partition     int32                  `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadLetterRef) Reset() {
+	*x = DeadLetterRef{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadLetterRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadLetterRef) ProtoMessage() {}
+
+func (x *DeadLetterRef) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadLetterRef.ProtoReflect.Descriptor instead.
+func (*DeadLetterRef) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *DeadLetterRef) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *DeadLetterRef) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+type ListDLQResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Letters []*DeadLetter          `protobuf:"bytes,1,rep,name=letters,proto3" json:"letters,omitempty"`
+	// There are more than the limit. Set in the last message.
+	Truncated     bool `protobuf:"varint,2,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDLQResponse) Reset() {
+	*x = ListDLQResponse{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDLQResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDLQResponse) ProtoMessage() {}
+
+func (x *ListDLQResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDLQResponse.ProtoReflect.Descriptor instead.
+func (*ListDLQResponse) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ListDLQResponse) GetLetters() []*DeadLetter {
+	if x != nil {
+		return x.Letters
+	}
+	return nil
+}
+
+func (x *ListDLQResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+// DeadLetter is an event that its tenant's topic did not take.
+type DeadLetter struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Partition int32                  `protobuf:"varint,1,opt,name=partition,proto3" json:"partition,omitempty"`
+	Offset    int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	// When it was given up, why, and by which router.
+	TimeMs int64  `protobuf:"varint,3,opt,name=time_ms,json=timeMs,proto3" json:"time_ms,omitempty"`
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	NodeId string `protobuf:"bytes,5,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Key    string `protobuf:"bytes,6,opt,name=key,proto3" json:"key,omitempty"`
+	// Without event_data, whose size is data_bytes; unset where the record is no
+	// event.
+	Event         *v11.MqEvent `protobuf:"bytes,7,opt,name=event,proto3" json:"event,omitempty"`
+	DataBytes     uint32       `protobuf:"varint,8,opt,name=data_bytes,json=dataBytes,proto3" json:"data_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeadLetter) Reset() {
+	*x = DeadLetter{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeadLetter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeadLetter) ProtoMessage() {}
+
+func (x *DeadLetter) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeadLetter.ProtoReflect.Descriptor instead.
+func (*DeadLetter) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DeadLetter) GetPartition() int32 {
+	if x != nil {
+		return x.Partition
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetTimeMs() int64 {
+	if x != nil {
+		return x.TimeMs
+	}
+	return 0
+}
+
+func (x *DeadLetter) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *DeadLetter) GetEvent() *v11.MqEvent {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *DeadLetter) GetDataBytes() uint32 {
+	if x != nil {
+		return x.DataBytes
+	}
+	return 0
+}
+
+type RedriveDLQRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	TenantId string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// Given up at or after it; 0: all. What is older is passed over for good.
+	SinceMs int64 `protobuf:"varint,2,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	// Those too that have been redriven.
+	All bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
+	// Count only.
+	DryRun        bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedriveDLQRequest) Reset() {
+	*x = RedriveDLQRequest{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedriveDLQRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedriveDLQRequest) ProtoMessage() {}
+
+func (x *RedriveDLQRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedriveDLQRequest.ProtoReflect.Descriptor instead.
+func (*RedriveDLQRequest) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RedriveDLQRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *RedriveDLQRequest) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+func (x *RedriveDLQRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *RedriveDLQRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type RedriveDLQResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Progress      *RedriveProgress       `protobuf:"bytes,1,opt,name=progress,proto3" json:"progress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedriveDLQResponse) Reset() {
+	*x = RedriveDLQResponse{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedriveDLQResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedriveDLQResponse) ProtoMessage() {}
+
+func (x *RedriveDLQResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedriveDLQResponse.ProtoReflect.Descriptor instead.
+func (*RedriveDLQResponse) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RedriveDLQResponse) GetProgress() *RedriveProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+type RedriveProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Dead letters at the start, and how many of them have been read.
+	Total uint64 `protobuf:"varint,1,opt,name=total,proto3" json:"total,omitempty"`
+	Read  uint64 `protobuf:"varint,2,opt,name=read,proto3" json:"read,omitempty"`
+	// Taken by the tenant's topic; dead letters again; taken by neither, to be
+	// redriven the next time.
+	Sent          uint64 `protobuf:"varint,3,opt,name=sent,proto3" json:"sent,omitempty"`
+	Dead          uint64 `protobuf:"varint,4,opt,name=dead,proto3" json:"dead,omitempty"`
+	Failed        uint64 `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`
+	Done          bool   `protobuf:"varint,6,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedriveProgress) Reset() {
+	*x = RedriveProgress{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedriveProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedriveProgress) ProtoMessage() {}
+
+func (x *RedriveProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedriveProgress.ProtoReflect.Descriptor instead.
+func (*RedriveProgress) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RedriveProgress) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *RedriveProgress) GetRead() uint64 {
+	if x != nil {
+		return x.Read
+	}
+	return 0
+}
+
+func (x *RedriveProgress) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *RedriveProgress) GetDead() uint64 {
+	if x != nil {
+		return x.Dead
+	}
+	return 0
+}
+
+func (x *RedriveProgress) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *RedriveProgress) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
 // RouterRef names one start of a router.
 type RouterRef struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1577,7 +2069,7 @@ type RouterRef struct {
 
 func (x *RouterRef) Reset() {
 	*x = RouterRef{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[22]
+	mi := &file_mics_router_v1_router_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +2081,7 @@ func (x *RouterRef) String() string {
 func (*RouterRef) ProtoMessage() {}
 
 func (x *RouterRef) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[22]
+	mi := &file_mics_router_v1_router_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +2094,7 @@ func (x *RouterRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouterRef.ProtoReflect.Descriptor instead.
 func (*RouterRef) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{22}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RouterRef) GetNodeId() string {
@@ -1642,7 +2134,7 @@ type AdmitRequest struct {
 
 func (x *AdmitRequest) Reset() {
 	*x = AdmitRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[23]
+	mi := &file_mics_router_v1_router_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +2146,7 @@ func (x *AdmitRequest) String() string {
 func (*AdmitRequest) ProtoMessage() {}
 
 func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[23]
+	mi := &file_mics_router_v1_router_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +2159,7 @@ func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
 func (*AdmitRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{23}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AdmitRequest) GetGateway() *v1.GatewayRef {
@@ -1761,7 +2253,7 @@ type ResumedSession struct {
 
 func (x *ResumedSession) Reset() {
 	*x = ResumedSession{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	mi := &file_mics_router_v1_router_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +2265,7 @@ func (x *ResumedSession) String() string {
 func (*ResumedSession) ProtoMessage() {}
 
 func (x *ResumedSession) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	mi := &file_mics_router_v1_router_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +2278,7 @@ func (x *ResumedSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumedSession.ProtoReflect.Descriptor instead.
 func (*ResumedSession) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{24}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ResumedSession) GetGateway() *v1.GatewayRef {
@@ -1835,7 +2327,7 @@ type AdmitResponse struct {
 
 func (x *AdmitResponse) Reset() {
 	*x = AdmitResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[25]
+	mi := &file_mics_router_v1_router_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1847,7 +2339,7 @@ func (x *AdmitResponse) String() string {
 func (*AdmitResponse) ProtoMessage() {}
 
 func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[25]
+	mi := &file_mics_router_v1_router_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1860,7 +2352,7 @@ func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
 func (*AdmitResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{25}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AdmitResponse) GetRefusal() *SessionRefusal {
@@ -1938,7 +2430,7 @@ type BufferRequest struct {
 
 func (x *BufferRequest) Reset() {
 	*x = BufferRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[26]
+	mi := &file_mics_router_v1_router_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1950,7 +2442,7 @@ func (x *BufferRequest) String() string {
 func (*BufferRequest) ProtoMessage() {}
 
 func (x *BufferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[26]
+	mi := &file_mics_router_v1_router_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1963,7 +2455,7 @@ func (x *BufferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferRequest.ProtoReflect.Descriptor instead.
 func (*BufferRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{26}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *BufferRequest) GetEntries() []*BufferEntry {
@@ -2005,7 +2497,7 @@ type BufferEntry struct {
 
 func (x *BufferEntry) Reset() {
 	*x = BufferEntry{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[27]
+	mi := &file_mics_router_v1_router_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2509,7 @@ func (x *BufferEntry) String() string {
 func (*BufferEntry) ProtoMessage() {}
 
 func (x *BufferEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[27]
+	mi := &file_mics_router_v1_router_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2522,7 @@ func (x *BufferEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferEntry.ProtoReflect.Descriptor instead.
 func (*BufferEntry) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{27}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *BufferEntry) GetTenantId() string {
@@ -2113,7 +2605,7 @@ type BufferResponse struct {
 
 func (x *BufferResponse) Reset() {
 	*x = BufferResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[28]
+	mi := &file_mics_router_v1_router_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2617,7 @@ func (x *BufferResponse) String() string {
 func (*BufferResponse) ProtoMessage() {}
 
 func (x *BufferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[28]
+	mi := &file_mics_router_v1_router_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2630,7 @@ func (x *BufferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferResponse.ProtoReflect.Descriptor instead.
 func (*BufferResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{28}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *BufferResponse) GetResults() []BufferResponse_Result {
@@ -2162,7 +2654,7 @@ type HeldEntry struct {
 
 func (x *HeldEntry) Reset() {
 	*x = HeldEntry{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[29]
+	mi := &file_mics_router_v1_router_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2666,7 @@ func (x *HeldEntry) String() string {
 func (*HeldEntry) ProtoMessage() {}
 
 func (x *HeldEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[29]
+	mi := &file_mics_router_v1_router_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2187,7 +2679,7 @@ func (x *HeldEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldEntry.ProtoReflect.Descriptor instead.
 func (*HeldEntry) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{29}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *HeldEntry) GetId() uint64 {
@@ -2227,7 +2719,7 @@ type TakeRequest struct {
 
 func (x *TakeRequest) Reset() {
 	*x = TakeRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[30]
+	mi := &file_mics_router_v1_router_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2239,7 +2731,7 @@ func (x *TakeRequest) String() string {
 func (*TakeRequest) ProtoMessage() {}
 
 func (x *TakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[30]
+	mi := &file_mics_router_v1_router_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2252,7 +2744,7 @@ func (x *TakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeRequest.ProtoReflect.Descriptor instead.
 func (*TakeRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{30}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TakeRequest) GetTenantId() string {
@@ -2301,7 +2793,7 @@ type TakeResponse struct {
 
 func (x *TakeResponse) Reset() {
 	*x = TakeResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[31]
+	mi := &file_mics_router_v1_router_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2805,7 @@ func (x *TakeResponse) String() string {
 func (*TakeResponse) ProtoMessage() {}
 
 func (x *TakeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[31]
+	mi := &file_mics_router_v1_router_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2818,7 @@ func (x *TakeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeResponse.ProtoReflect.Descriptor instead.
 func (*TakeResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{31}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TakeResponse) GetEntries() []*HeldEntry {
@@ -2353,7 +2845,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[32]
+	mi := &file_mics_router_v1_router_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2857,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[32]
+	mi := &file_mics_router_v1_router_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2870,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{32}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SyncRequest) GetFrom() *RouterRef {
@@ -2438,7 +2930,7 @@ type SyncUser struct {
 
 func (x *SyncUser) Reset() {
 	*x = SyncUser{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[33]
+	mi := &file_mics_router_v1_router_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +2942,7 @@ func (x *SyncUser) String() string {
 func (*SyncUser) ProtoMessage() {}
 
 func (x *SyncUser) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[33]
+	mi := &file_mics_router_v1_router_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +2955,7 @@ func (x *SyncUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncUser.ProtoReflect.Descriptor instead.
 func (*SyncUser) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{33}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SyncUser) GetTenantId() string {
@@ -2507,7 +2999,7 @@ type SyncSent struct {
 
 func (x *SyncSent) Reset() {
 	*x = SyncSent{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[34]
+	mi := &file_mics_router_v1_router_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +3011,7 @@ func (x *SyncSent) String() string {
 func (*SyncSent) ProtoMessage() {}
 
 func (x *SyncSent) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[34]
+	mi := &file_mics_router_v1_router_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +3024,7 @@ func (x *SyncSent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncSent.ProtoReflect.Descriptor instead.
 func (*SyncSent) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{34}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *SyncSent) GetKey() []byte {
@@ -2570,7 +3062,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[35]
+	mi := &file_mics_router_v1_router_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2582,7 +3074,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[35]
+	mi := &file_mics_router_v1_router_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2595,7 +3087,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{35}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SyncResponse) GetInStep() bool {
@@ -2638,7 +3130,7 @@ type RecordsRequest struct {
 
 func (x *RecordsRequest) Reset() {
 	*x = RecordsRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[36]
+	mi := &file_mics_router_v1_router_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2650,7 +3142,7 @@ func (x *RecordsRequest) String() string {
 func (*RecordsRequest) ProtoMessage() {}
 
 func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[36]
+	mi := &file_mics_router_v1_router_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2663,7 +3155,7 @@ func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
 func (*RecordsRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{36}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RecordsRequest) GetFrom() *RouterInfo {
@@ -2721,7 +3213,7 @@ type UserRecords struct {
 
 func (x *UserRecords) Reset() {
 	*x = UserRecords{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[37]
+	mi := &file_mics_router_v1_router_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2733,7 +3225,7 @@ func (x *UserRecords) String() string {
 func (*UserRecords) ProtoMessage() {}
 
 func (x *UserRecords) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[37]
+	mi := &file_mics_router_v1_router_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2746,7 +3238,7 @@ func (x *UserRecords) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRecords.ProtoReflect.Descriptor instead.
 func (*UserRecords) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{37}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *UserRecords) GetTenantId() string {
@@ -2788,7 +3280,7 @@ type DeviceRecord struct {
 
 func (x *DeviceRecord) Reset() {
 	*x = DeviceRecord{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[38]
+	mi := &file_mics_router_v1_router_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2800,7 +3292,7 @@ func (x *DeviceRecord) String() string {
 func (*DeviceRecord) ProtoMessage() {}
 
 func (x *DeviceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[38]
+	mi := &file_mics_router_v1_router_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2813,7 +3305,7 @@ func (x *DeviceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceRecord.ProtoReflect.Descriptor instead.
 func (*DeviceRecord) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{38}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeviceRecord) GetDeviceId() string {
@@ -2847,7 +3339,7 @@ type RecordsResponse struct {
 
 func (x *RecordsResponse) Reset() {
 	*x = RecordsResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[39]
+	mi := &file_mics_router_v1_router_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2859,7 +3351,7 @@ func (x *RecordsResponse) String() string {
 func (*RecordsResponse) ProtoMessage() {}
 
 func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[39]
+	mi := &file_mics_router_v1_router_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2872,7 +3364,7 @@ func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsResponse.ProtoReflect.Descriptor instead.
 func (*RecordsResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{39}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RecordsResponse) GetUsers() []*UserRecords {
@@ -2907,7 +3399,7 @@ var File_mics_router_v1_router_proto protoreflect.FileDescriptor
 
 const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmics/router/v1/router.proto\x12\x0emics.router.v1\x1a\x1dmics/gateway/v1/gateway.proto\"}\n" +
+	"\x1bmics/router/v1/router.proto\x12\x0emics.router.v1\x1a\x1dmics/gateway/v1/gateway.proto\x1a\x17mics/hook/v1/hook.proto\"}\n" +
 	"\n" +
 	"RouterInfo\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
@@ -3020,7 +3512,44 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x10DirectoryRequest\"\x83\x01\n" +
 	"\x11DirectoryResponse\x128\n" +
 	"\bgateways\x18\x01 \x03(\v2\x1c.mics.gateway.v1.GatewayInfoR\bgateways\x124\n" +
-	"\arouters\x18\x02 \x03(\v2\x1a.mics.router.v1.RouterInfoR\arouters\"F\n" +
+	"\arouters\x18\x02 \x03(\v2\x1a.mics.router.v1.RouterInfoR\arouters\"\xa3\x01\n" +
+	"\x0eListDLQRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x19\n" +
+	"\bsince_ms\x18\x02 \x01(\x03R\asinceMs\x12\x10\n" +
+	"\x03all\x18\x03 \x01(\bR\x03all\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\x121\n" +
+	"\x04only\x18\x05 \x01(\v2\x1d.mics.router.v1.DeadLetterRefR\x04only\"E\n" +
+	"\rDeadLetterRef\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\"e\n" +
+	"\x0fListDLQResponse\x124\n" +
+	"\aletters\x18\x01 \x03(\v2\x1a.mics.router.v1.DeadLetterR\aletters\x12\x1c\n" +
+	"\ttruncated\x18\x02 \x01(\bR\ttruncated\"\xea\x01\n" +
+	"\n" +
+	"DeadLetter\x12\x1c\n" +
+	"\tpartition\x18\x01 \x01(\x05R\tpartition\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x17\n" +
+	"\atime_ms\x18\x03 \x01(\x03R\x06timeMs\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x17\n" +
+	"\anode_id\x18\x05 \x01(\tR\x06nodeId\x12\x10\n" +
+	"\x03key\x18\x06 \x01(\tR\x03key\x12+\n" +
+	"\x05event\x18\a \x01(\v2\x15.mics.hook.v1.MqEventR\x05event\x12\x1d\n" +
+	"\n" +
+	"data_bytes\x18\b \x01(\rR\tdataBytes\"v\n" +
+	"\x11RedriveDLQRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x19\n" +
+	"\bsince_ms\x18\x02 \x01(\x03R\asinceMs\x12\x10\n" +
+	"\x03all\x18\x03 \x01(\bR\x03all\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"Q\n" +
+	"\x12RedriveDLQResponse\x12;\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1f.mics.router.v1.RedriveProgressR\bprogress\"\x8f\x01\n" +
+	"\x0fRedriveProgress\x12\x14\n" +
+	"\x05total\x18\x01 \x01(\x04R\x05total\x12\x12\n" +
+	"\x04read\x18\x02 \x01(\x04R\x04read\x12\x12\n" +
+	"\x04sent\x18\x03 \x01(\x04R\x04sent\x12\x12\n" +
+	"\x04dead\x18\x04 \x01(\x04R\x04dead\x12\x16\n" +
+	"\x06failed\x18\x05 \x01(\x04R\x06failed\x12\x12\n" +
+	"\x04done\x18\x06 \x01(\bR\x04done\"F\n" +
 	"\tRouterRef\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\x98\x03\n" +
@@ -3130,7 +3659,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x05users\x18\x01 \x03(\v2\x1b.mics.router.v1.UserRecordsR\x05users\x12\x0e\n" +
 	"\x02up\x18\x02 \x01(\bR\x02up\x12\x18\n" +
 	"\alearned\x18\x03 \x01(\bR\alearned\x12\x18\n" +
-	"\asettled\x18\x04 \x01(\bR\asettled2\xe4\x04\n" +
+	"\asettled\x18\x04 \x01(\bR\asettled2\x89\x06\n" +
 	"\rRouterService\x12Q\n" +
 	"\bRegister\x12\x1f.mics.router.v1.RegisterRequest\x1a .mics.router.v1.RegisterResponse(\x010\x01\x12V\n" +
 	"\vOpenSession\x12\".mics.router.v1.OpenSessionRequest\x1a#.mics.router.v1.OpenSessionResponse\x12\\\n" +
@@ -3138,7 +3667,10 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\aPublish\x12\x1e.mics.router.v1.PublishRequest\x1a\x1f.mics.router.v1.PublishResponse(\x010\x01\x12A\n" +
 	"\x04Hold\x12\x1b.mics.router.v1.HoldRequest\x1a\x1c.mics.router.v1.HoldResponse\x12e\n" +
 	"\x10PrepareMigration\x12'.mics.router.v1.PrepareMigrationRequest\x1a(.mics.router.v1.PrepareMigrationResponse\x12P\n" +
-	"\tDirectory\x12 .mics.router.v1.DirectoryRequest\x1a!.mics.router.v1.DirectoryResponse2\xee\x02\n" +
+	"\tDirectory\x12 .mics.router.v1.DirectoryRequest\x1a!.mics.router.v1.DirectoryResponse\x12L\n" +
+	"\aListDLQ\x12\x1e.mics.router.v1.ListDLQRequest\x1a\x1f.mics.router.v1.ListDLQResponse0\x01\x12U\n" +
+	"\n" +
+	"RedriveDLQ\x12!.mics.router.v1.RedriveDLQRequest\x1a\".mics.router.v1.RedriveDLQResponse0\x012\xee\x02\n" +
 	"\vPeerService\x12D\n" +
 	"\x05Admit\x12\x1c.mics.router.v1.AdmitRequest\x1a\x1d.mics.router.v1.AdmitResponse\x12G\n" +
 	"\x06Buffer\x12\x1d.mics.router.v1.BufferRequest\x1a\x1e.mics.router.v1.BufferResponse\x12A\n" +
@@ -3159,7 +3691,7 @@ func file_mics_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_mics_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_mics_router_v1_router_proto_goTypes = []any{
 	(ClosedSession_Stage)(0),         // 0: mics.router.v1.ClosedSession.Stage
 	(BufferResponse_Result)(0),       // 1: mics.router.v1.BufferResponse.Result
@@ -3185,98 +3717,114 @@ var file_mics_router_v1_router_proto_goTypes = []any{
 	(*PrepareMigrationResponse)(nil), // 21: mics.router.v1.PrepareMigrationResponse
 	(*DirectoryRequest)(nil),         // 22: mics.router.v1.DirectoryRequest
 	(*DirectoryResponse)(nil),        // 23: mics.router.v1.DirectoryResponse
-	(*RouterRef)(nil),                // 24: mics.router.v1.RouterRef
-	(*AdmitRequest)(nil),             // 25: mics.router.v1.AdmitRequest
-	(*ResumedSession)(nil),           // 26: mics.router.v1.ResumedSession
-	(*AdmitResponse)(nil),            // 27: mics.router.v1.AdmitResponse
-	(*BufferRequest)(nil),            // 28: mics.router.v1.BufferRequest
-	(*BufferEntry)(nil),              // 29: mics.router.v1.BufferEntry
-	(*BufferResponse)(nil),           // 30: mics.router.v1.BufferResponse
-	(*HeldEntry)(nil),                // 31: mics.router.v1.HeldEntry
-	(*TakeRequest)(nil),              // 32: mics.router.v1.TakeRequest
-	(*TakeResponse)(nil),             // 33: mics.router.v1.TakeResponse
-	(*SyncRequest)(nil),              // 34: mics.router.v1.SyncRequest
-	(*SyncUser)(nil),                 // 35: mics.router.v1.SyncUser
-	(*SyncSent)(nil),                 // 36: mics.router.v1.SyncSent
-	(*SyncResponse)(nil),             // 37: mics.router.v1.SyncResponse
-	(*RecordsRequest)(nil),           // 38: mics.router.v1.RecordsRequest
-	(*UserRecords)(nil),              // 39: mics.router.v1.UserRecords
-	(*DeviceRecord)(nil),             // 40: mics.router.v1.DeviceRecord
-	(*RecordsResponse)(nil),          // 41: mics.router.v1.RecordsResponse
-	(*v1.GatewayInfo)(nil),           // 42: mics.gateway.v1.GatewayInfo
-	(*v1.GatewayRef)(nil),            // 43: mics.gateway.v1.GatewayRef
-	(*v1.Undelivered)(nil),           // 44: mics.gateway.v1.Undelivered
-	(*v1.UserRef)(nil),               // 45: mics.gateway.v1.UserRef
+	(*ListDLQRequest)(nil),           // 24: mics.router.v1.ListDLQRequest
+	(*DeadLetterRef)(nil),            // 25: mics.router.v1.DeadLetterRef
+	(*ListDLQResponse)(nil),          // 26: mics.router.v1.ListDLQResponse
+	(*DeadLetter)(nil),               // 27: mics.router.v1.DeadLetter
+	(*RedriveDLQRequest)(nil),        // 28: mics.router.v1.RedriveDLQRequest
+	(*RedriveDLQResponse)(nil),       // 29: mics.router.v1.RedriveDLQResponse
+	(*RedriveProgress)(nil),          // 30: mics.router.v1.RedriveProgress
+	(*RouterRef)(nil),                // 31: mics.router.v1.RouterRef
+	(*AdmitRequest)(nil),             // 32: mics.router.v1.AdmitRequest
+	(*ResumedSession)(nil),           // 33: mics.router.v1.ResumedSession
+	(*AdmitResponse)(nil),            // 34: mics.router.v1.AdmitResponse
+	(*BufferRequest)(nil),            // 35: mics.router.v1.BufferRequest
+	(*BufferEntry)(nil),              // 36: mics.router.v1.BufferEntry
+	(*BufferResponse)(nil),           // 37: mics.router.v1.BufferResponse
+	(*HeldEntry)(nil),                // 38: mics.router.v1.HeldEntry
+	(*TakeRequest)(nil),              // 39: mics.router.v1.TakeRequest
+	(*TakeResponse)(nil),             // 40: mics.router.v1.TakeResponse
+	(*SyncRequest)(nil),              // 41: mics.router.v1.SyncRequest
+	(*SyncUser)(nil),                 // 42: mics.router.v1.SyncUser
+	(*SyncSent)(nil),                 // 43: mics.router.v1.SyncSent
+	(*SyncResponse)(nil),             // 44: mics.router.v1.SyncResponse
+	(*RecordsRequest)(nil),           // 45: mics.router.v1.RecordsRequest
+	(*UserRecords)(nil),              // 46: mics.router.v1.UserRecords
+	(*DeviceRecord)(nil),             // 47: mics.router.v1.DeviceRecord
+	(*RecordsResponse)(nil),          // 48: mics.router.v1.RecordsResponse
+	(*v1.GatewayInfo)(nil),           // 49: mics.gateway.v1.GatewayInfo
+	(*v1.GatewayRef)(nil),            // 50: mics.gateway.v1.GatewayRef
+	(*v1.Undelivered)(nil),           // 51: mics.gateway.v1.Undelivered
+	(*v11.MqEvent)(nil),              // 52: mics.hook.v1.MqEvent
+	(*v1.UserRef)(nil),               // 53: mics.gateway.v1.UserRef
 }
 var file_mics_router_v1_router_proto_depIdxs = []int32{
-	42, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
+	49, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
 	2,  // 1: mics.router.v1.RegisterResponse.routers:type_name -> mics.router.v1.RouterInfo
-	43, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	50, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	7,  // 3: mics.router.v1.OpenSessionResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	44, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	43, // 5: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	51, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	50, // 5: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	9,  // 6: mics.router.v1.CloseSessionsRequest.sessions:type_name -> mics.router.v1.ClosedSession
 	0,  // 7: mics.router.v1.ClosedSession.stage:type_name -> mics.router.v1.ClosedSession.Stage
-	44, // 8: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
-	43, // 9: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	51, // 8: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
+	50, // 9: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	12, // 10: mics.router.v1.PublishRequest.messages:type_name -> mics.router.v1.Inbound
 	14, // 11: mics.router.v1.PublishResponse.outcomes:type_name -> mics.router.v1.Outcome
-	43, // 12: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	50, // 12: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	16, // 13: mics.router.v1.HoldRequest.sessions:type_name -> mics.router.v1.HoldSession
-	44, // 14: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
+	51, // 14: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
 	18, // 15: mics.router.v1.HoldResponse.sessions:type_name -> mics.router.v1.HeldIDs
-	43, // 16: mics.router.v1.PrepareMigrationRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	50, // 16: mics.router.v1.PrepareMigrationRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	20, // 17: mics.router.v1.PrepareMigrationRequest.sessions:type_name -> mics.router.v1.MigratingSession
-	42, // 18: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
+	49, // 18: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
 	2,  // 19: mics.router.v1.DirectoryResponse.routers:type_name -> mics.router.v1.RouterInfo
-	43, // 20: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
-	26, // 21: mics.router.v1.AdmitRequest.resume:type_name -> mics.router.v1.ResumedSession
-	43, // 22: mics.router.v1.ResumedSession.gateway:type_name -> mics.gateway.v1.GatewayRef
-	7,  // 23: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	44, // 24: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	29, // 25: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
-	1,  // 26: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
-	29, // 27: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
-	24, // 28: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
-	31, // 29: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
-	24, // 30: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
-	35, // 31: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
-	36, // 32: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
-	31, // 33: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
-	2,  // 34: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
-	45, // 35: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
-	39, // 36: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
-	40, // 37: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
-	39, // 38: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
-	3,  // 39: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
-	5,  // 40: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
-	8,  // 41: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
-	11, // 42: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
-	15, // 43: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
-	19, // 44: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
-	22, // 45: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
-	25, // 46: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
-	28, // 47: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
-	32, // 48: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
-	34, // 49: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
-	38, // 50: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
-	4,  // 51: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
-	6,  // 52: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
-	10, // 53: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
-	13, // 54: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
-	17, // 55: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
-	21, // 56: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
-	23, // 57: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
-	27, // 58: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
-	30, // 59: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
-	33, // 60: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
-	37, // 61: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
-	41, // 62: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
-	51, // [51:63] is the sub-list for method output_type
-	39, // [39:51] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	25, // 20: mics.router.v1.ListDLQRequest.only:type_name -> mics.router.v1.DeadLetterRef
+	27, // 21: mics.router.v1.ListDLQResponse.letters:type_name -> mics.router.v1.DeadLetter
+	52, // 22: mics.router.v1.DeadLetter.event:type_name -> mics.hook.v1.MqEvent
+	30, // 23: mics.router.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
+	50, // 24: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	33, // 25: mics.router.v1.AdmitRequest.resume:type_name -> mics.router.v1.ResumedSession
+	50, // 26: mics.router.v1.ResumedSession.gateway:type_name -> mics.gateway.v1.GatewayRef
+	7,  // 27: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
+	51, // 28: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	36, // 29: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
+	1,  // 30: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
+	36, // 31: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
+	31, // 32: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
+	38, // 33: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
+	31, // 34: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
+	42, // 35: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
+	43, // 36: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
+	38, // 37: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
+	2,  // 38: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
+	53, // 39: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
+	46, // 40: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
+	47, // 41: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
+	46, // 42: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
+	3,  // 43: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
+	5,  // 44: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
+	8,  // 45: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
+	11, // 46: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
+	15, // 47: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
+	19, // 48: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
+	22, // 49: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
+	24, // 50: mics.router.v1.RouterService.ListDLQ:input_type -> mics.router.v1.ListDLQRequest
+	28, // 51: mics.router.v1.RouterService.RedriveDLQ:input_type -> mics.router.v1.RedriveDLQRequest
+	32, // 52: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
+	35, // 53: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
+	39, // 54: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
+	41, // 55: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
+	45, // 56: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
+	4,  // 57: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
+	6,  // 58: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
+	10, // 59: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
+	13, // 60: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
+	17, // 61: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
+	21, // 62: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
+	23, // 63: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
+	26, // 64: mics.router.v1.RouterService.ListDLQ:output_type -> mics.router.v1.ListDLQResponse
+	29, // 65: mics.router.v1.RouterService.RedriveDLQ:output_type -> mics.router.v1.RedriveDLQResponse
+	34, // 66: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
+	37, // 67: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
+	40, // 68: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
+	44, // 69: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
+	48, // 70: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
+	57, // [57:71] is the sub-list for method output_type
+	43, // [43:57] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_mics_router_v1_router_proto_init() }
@@ -3290,7 +3838,7 @@ func file_mics_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_router_v1_router_proto_rawDesc), len(file_mics_router_v1_router_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   40,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -46,6 +46,11 @@ const (
 	ControlServiceListSessionsProcedure = "/mics.control.v1.ControlService/ListSessions"
 	// ControlServiceKickProcedure is the fully-qualified name of the ControlService's Kick RPC.
 	ControlServiceKickProcedure = "/mics.control.v1.ControlService/Kick"
+	// ControlServiceListDLQProcedure is the fully-qualified name of the ControlService's ListDLQ RPC.
+	ControlServiceListDLQProcedure = "/mics.control.v1.ControlService/ListDLQ"
+	// ControlServiceRedriveDLQProcedure is the fully-qualified name of the ControlService's RedriveDLQ
+	// RPC.
+	ControlServiceRedriveDLQProcedure = "/mics.control.v1.ControlService/RedriveDLQ"
 	// ControlServiceVersionProcedure is the fully-qualified name of the ControlService's Version RPC.
 	ControlServiceVersionProcedure = "/mics.control.v1.ControlService/Version"
 )
@@ -57,6 +62,9 @@ type ControlServiceClient interface {
 	WatchNodes(context.Context, *connect.Request[v1.WatchNodesRequest]) (*connect.ServerStreamForClient[v1.WatchNodesResponse], error)
 	ListSessions(context.Context, *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error)
 	Kick(context.Context, *connect.Request[v1.KickRequest]) (*connect.Response[v1.KickResponse], error)
+	// ListDLQ and RedriveDLQ are any router's RPCs of the same names.
+	ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest]) (*connect.ServerStreamForClient[v1.ListDLQResponse], error)
+	RedriveDLQ(context.Context, *connect.Request[v1.RedriveDLQRequest]) (*connect.ServerStreamForClient[v1.RedriveDLQResponse], error)
 	// Version also proves that the control plane answers.
 	Version(context.Context, *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error)
 }
@@ -96,6 +104,18 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("Kick")),
 			connect.WithClientOptions(opts...),
 		),
+		listDLQ: connect.NewClient[v1.ListDLQRequest, v1.ListDLQResponse](
+			httpClient,
+			baseURL+ControlServiceListDLQProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListDLQ")),
+			connect.WithClientOptions(opts...),
+		),
+		redriveDLQ: connect.NewClient[v1.RedriveDLQRequest, v1.RedriveDLQResponse](
+			httpClient,
+			baseURL+ControlServiceRedriveDLQProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("RedriveDLQ")),
+			connect.WithClientOptions(opts...),
+		),
 		version: connect.NewClient[v1.VersionRequest, v1.VersionResponse](
 			httpClient,
 			baseURL+ControlServiceVersionProcedure,
@@ -111,6 +131,8 @@ type controlServiceClient struct {
 	watchNodes   *connect.Client[v1.WatchNodesRequest, v1.WatchNodesResponse]
 	listSessions *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
 	kick         *connect.Client[v1.KickRequest, v1.KickResponse]
+	listDLQ      *connect.Client[v1.ListDLQRequest, v1.ListDLQResponse]
+	redriveDLQ   *connect.Client[v1.RedriveDLQRequest, v1.RedriveDLQResponse]
 	version      *connect.Client[v1.VersionRequest, v1.VersionResponse]
 }
 
@@ -134,6 +156,16 @@ func (c *controlServiceClient) Kick(ctx context.Context, req *connect.Request[v1
 	return c.kick.CallUnary(ctx, req)
 }
 
+// ListDLQ calls mics.control.v1.ControlService.ListDLQ.
+func (c *controlServiceClient) ListDLQ(ctx context.Context, req *connect.Request[v1.ListDLQRequest]) (*connect.ServerStreamForClient[v1.ListDLQResponse], error) {
+	return c.listDLQ.CallServerStream(ctx, req)
+}
+
+// RedriveDLQ calls mics.control.v1.ControlService.RedriveDLQ.
+func (c *controlServiceClient) RedriveDLQ(ctx context.Context, req *connect.Request[v1.RedriveDLQRequest]) (*connect.ServerStreamForClient[v1.RedriveDLQResponse], error) {
+	return c.redriveDLQ.CallServerStream(ctx, req)
+}
+
 // Version calls mics.control.v1.ControlService.Version.
 func (c *controlServiceClient) Version(ctx context.Context, req *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error) {
 	return c.version.CallUnary(ctx, req)
@@ -146,6 +178,9 @@ type ControlServiceHandler interface {
 	WatchNodes(context.Context, *connect.Request[v1.WatchNodesRequest], *connect.ServerStream[v1.WatchNodesResponse]) error
 	ListSessions(context.Context, *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error)
 	Kick(context.Context, *connect.Request[v1.KickRequest]) (*connect.Response[v1.KickResponse], error)
+	// ListDLQ and RedriveDLQ are any router's RPCs of the same names.
+	ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest], *connect.ServerStream[v1.ListDLQResponse]) error
+	RedriveDLQ(context.Context, *connect.Request[v1.RedriveDLQRequest], *connect.ServerStream[v1.RedriveDLQResponse]) error
 	// Version also proves that the control plane answers.
 	Version(context.Context, *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error)
 }
@@ -181,6 +216,18 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("Kick")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceListDLQHandler := connect.NewServerStreamHandler(
+		ControlServiceListDLQProcedure,
+		svc.ListDLQ,
+		connect.WithSchema(controlServiceMethods.ByName("ListDLQ")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceRedriveDLQHandler := connect.NewServerStreamHandler(
+		ControlServiceRedriveDLQProcedure,
+		svc.RedriveDLQ,
+		connect.WithSchema(controlServiceMethods.ByName("RedriveDLQ")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceVersionHandler := connect.NewUnaryHandler(
 		ControlServiceVersionProcedure,
 		svc.Version,
@@ -197,6 +244,10 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceListSessionsHandler.ServeHTTP(w, r)
 		case ControlServiceKickProcedure:
 			controlServiceKickHandler.ServeHTTP(w, r)
+		case ControlServiceListDLQProcedure:
+			controlServiceListDLQHandler.ServeHTTP(w, r)
+		case ControlServiceRedriveDLQProcedure:
+			controlServiceRedriveDLQHandler.ServeHTTP(w, r)
 		case ControlServiceVersionProcedure:
 			controlServiceVersionHandler.ServeHTTP(w, r)
 		default:
@@ -222,6 +273,14 @@ func (UnimplementedControlServiceHandler) ListSessions(context.Context, *connect
 
 func (UnimplementedControlServiceHandler) Kick(context.Context, *connect.Request[v1.KickRequest]) (*connect.Response[v1.KickResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.Kick is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest], *connect.ServerStream[v1.ListDLQResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.ListDLQ is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) RedriveDLQ(context.Context, *connect.Request[v1.RedriveDLQRequest], *connect.ServerStream[v1.RedriveDLQResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.RedriveDLQ is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) Version(context.Context, *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error) {

@@ -55,6 +55,11 @@ const (
 	RouterServicePrepareMigrationProcedure = "/mics.router.v1.RouterService/PrepareMigration"
 	// RouterServiceDirectoryProcedure is the fully-qualified name of the RouterService's Directory RPC.
 	RouterServiceDirectoryProcedure = "/mics.router.v1.RouterService/Directory"
+	// RouterServiceListDLQProcedure is the fully-qualified name of the RouterService's ListDLQ RPC.
+	RouterServiceListDLQProcedure = "/mics.router.v1.RouterService/ListDLQ"
+	// RouterServiceRedriveDLQProcedure is the fully-qualified name of the RouterService's RedriveDLQ
+	// RPC.
+	RouterServiceRedriveDLQProcedure = "/mics.router.v1.RouterService/RedriveDLQ"
 	// PeerServiceAdmitProcedure is the fully-qualified name of the PeerService's Admit RPC.
 	PeerServiceAdmitProcedure = "/mics.router.v1.PeerService/Admit"
 	// PeerServiceBufferProcedure is the fully-qualified name of the PeerService's Buffer RPC.
@@ -91,6 +96,13 @@ type RouterServiceClient interface {
 	PrepareMigration(context.Context, *connect.Request[v1.PrepareMigrationRequest]) (*connect.Response[v1.PrepareMigrationResponse], error)
 	// Directory tells which gateways and routers are alive, for the control plane.
 	Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error)
+	// ListDLQ sends a tenant's dead letters, oldest first in each partition. Any
+	// router may be asked. FAILED_PRECONDITION: events are off.
+	ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest]) (*connect.ServerStreamForClient[v1.ListDLQResponse], error)
+	// RedriveDLQ publishes a tenant's dead letters to its topic again. It sends its
+	// progress now and then; the last one says that it is done. It stops when the
+	// caller goes away, and the next one goes on from there.
+	RedriveDLQ(context.Context, *connect.Request[v1.RedriveDLQRequest]) (*connect.ServerStreamForClient[v1.RedriveDLQResponse], error)
 }
 
 // NewRouterServiceClient constructs a client for the mics.router.v1.RouterService service. By
@@ -146,6 +158,18 @@ func NewRouterServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(routerServiceMethods.ByName("Directory")),
 			connect.WithClientOptions(opts...),
 		),
+		listDLQ: connect.NewClient[v1.ListDLQRequest, v1.ListDLQResponse](
+			httpClient,
+			baseURL+RouterServiceListDLQProcedure,
+			connect.WithSchema(routerServiceMethods.ByName("ListDLQ")),
+			connect.WithClientOptions(opts...),
+		),
+		redriveDLQ: connect.NewClient[v1.RedriveDLQRequest, v1.RedriveDLQResponse](
+			httpClient,
+			baseURL+RouterServiceRedriveDLQProcedure,
+			connect.WithSchema(routerServiceMethods.ByName("RedriveDLQ")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -158,6 +182,8 @@ type routerServiceClient struct {
 	hold             *connect.Client[v1.HoldRequest, v1.HoldResponse]
 	prepareMigration *connect.Client[v1.PrepareMigrationRequest, v1.PrepareMigrationResponse]
 	directory        *connect.Client[v1.DirectoryRequest, v1.DirectoryResponse]
+	listDLQ          *connect.Client[v1.ListDLQRequest, v1.ListDLQResponse]
+	redriveDLQ       *connect.Client[v1.RedriveDLQRequest, v1.RedriveDLQResponse]
 }
 
 // Register calls mics.router.v1.RouterService.Register.
@@ -195,6 +221,16 @@ func (c *routerServiceClient) Directory(ctx context.Context, req *connect.Reques
 	return c.directory.CallUnary(ctx, req)
 }
 
+// ListDLQ calls mics.router.v1.RouterService.ListDLQ.
+func (c *routerServiceClient) ListDLQ(ctx context.Context, req *connect.Request[v1.ListDLQRequest]) (*connect.ServerStreamForClient[v1.ListDLQResponse], error) {
+	return c.listDLQ.CallServerStream(ctx, req)
+}
+
+// RedriveDLQ calls mics.router.v1.RouterService.RedriveDLQ.
+func (c *routerServiceClient) RedriveDLQ(ctx context.Context, req *connect.Request[v1.RedriveDLQRequest]) (*connect.ServerStreamForClient[v1.RedriveDLQResponse], error) {
+	return c.redriveDLQ.CallServerStream(ctx, req)
+}
+
 // RouterServiceHandler is an implementation of the mics.router.v1.RouterService service.
 type RouterServiceHandler interface {
 	// Register keeps a gateway's lease. The gateway sends one request at least
@@ -219,6 +255,13 @@ type RouterServiceHandler interface {
 	PrepareMigration(context.Context, *connect.Request[v1.PrepareMigrationRequest]) (*connect.Response[v1.PrepareMigrationResponse], error)
 	// Directory tells which gateways and routers are alive, for the control plane.
 	Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error)
+	// ListDLQ sends a tenant's dead letters, oldest first in each partition. Any
+	// router may be asked. FAILED_PRECONDITION: events are off.
+	ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest], *connect.ServerStream[v1.ListDLQResponse]) error
+	// RedriveDLQ publishes a tenant's dead letters to its topic again. It sends its
+	// progress now and then; the last one says that it is done. It stops when the
+	// caller goes away, and the next one goes on from there.
+	RedriveDLQ(context.Context, *connect.Request[v1.RedriveDLQRequest], *connect.ServerStream[v1.RedriveDLQResponse]) error
 }
 
 // NewRouterServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -270,6 +313,18 @@ func NewRouterServiceHandler(svc RouterServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(routerServiceMethods.ByName("Directory")),
 		connect.WithHandlerOptions(opts...),
 	)
+	routerServiceListDLQHandler := connect.NewServerStreamHandler(
+		RouterServiceListDLQProcedure,
+		svc.ListDLQ,
+		connect.WithSchema(routerServiceMethods.ByName("ListDLQ")),
+		connect.WithHandlerOptions(opts...),
+	)
+	routerServiceRedriveDLQHandler := connect.NewServerStreamHandler(
+		RouterServiceRedriveDLQProcedure,
+		svc.RedriveDLQ,
+		connect.WithSchema(routerServiceMethods.ByName("RedriveDLQ")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/mics.router.v1.RouterService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case RouterServiceRegisterProcedure:
@@ -286,6 +341,10 @@ func NewRouterServiceHandler(svc RouterServiceHandler, opts ...connect.HandlerOp
 			routerServicePrepareMigrationHandler.ServeHTTP(w, r)
 		case RouterServiceDirectoryProcedure:
 			routerServiceDirectoryHandler.ServeHTTP(w, r)
+		case RouterServiceListDLQProcedure:
+			routerServiceListDLQHandler.ServeHTTP(w, r)
+		case RouterServiceRedriveDLQProcedure:
+			routerServiceRedriveDLQHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -321,6 +380,14 @@ func (UnimplementedRouterServiceHandler) PrepareMigration(context.Context, *conn
 
 func (UnimplementedRouterServiceHandler) Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.RouterService.Directory is not implemented"))
+}
+
+func (UnimplementedRouterServiceHandler) ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest], *connect.ServerStream[v1.ListDLQResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.RouterService.ListDLQ is not implemented"))
+}
+
+func (UnimplementedRouterServiceHandler) RedriveDLQ(context.Context, *connect.Request[v1.RedriveDLQRequest], *connect.ServerStream[v1.RedriveDLQResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.RouterService.RedriveDLQ is not implemented"))
 }
 
 // PeerServiceClient is a client for the mics.router.v1.PeerService service.
