@@ -27,11 +27,23 @@ test: deps ## all tests, with the race detector and a real Redis
 .PHONY: build
 build: ## the binaries, into bin/
 	go build -trimpath -ldflags "-X github.com/mics-im/mics/internal/buildinfo.version=$(VERSION) -X github.com/mics-im/mics/ctl/internal/buildinfo.version=$(VERSION)" \
-	  -o bin/ ./gateway/cmd/mics-gateway ./router/cmd/mics-router ./controlplane/cmd/mics-controlplane ./ctl/cmd/micsctl ./allinone/cmd/mics-dev
+	  -o bin/ ./gateway/cmd/mics-gateway ./router/cmd/mics-router ./controlplane/cmd/mics-controlplane ./ctl/cmd/micsctl ./allinone/cmd/mics-dev ./tests/load/cmd/mics-load
 
 .PHONY: run
 run: build ## a whole cluster in one process, with a demo tenant: says what to do next
 	bin/mics-dev
+
+CHAOS_DURATION ?= 10m
+CHAOS_SEED ?= $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
+
+.PHONY: chaos
+chaos: deps ## random faults on a real cluster for CHAOS_DURATION from CHAOS_SEED; prints a table
+	@echo "seed $(CHAOS_SEED)"
+	go test -count=1 -timeout 24h ./tests/chaos -run TestChaos -v -chaos.duration=$(CHAOS_DURATION) -chaos.seed=$(CHAOS_SEED)
+
+.PHONY: bench
+bench: build ## what a connection, a message and a connect cost in server CPU and memory; about ten minutes
+	bin/mics-load all --bin bin --runs 3 --bare
 
 .PHONY: tools
 tools: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/golangci-lint ## build the pinned tools from source into bin/tools

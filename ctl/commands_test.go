@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	controlv1 "github.com/mics-im/mics/proto/mics/control/v1"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 )
 
 func TestFlagsReachTheControlPlane(t *testing.T) {
@@ -27,6 +28,18 @@ func TestFlagsReachTheControlPlane(t *testing.T) {
 			[]string{"kick", "-y", "--tenant", "t", "--user", "u", "--device", "d", "--reason", "r"},
 			&controlv1.KickRequest{TenantId: "t", UserId: "u", DeviceId: "d", Reason: "r"},
 		},
+		"dlq list": {
+			[]string{"dlq", "list", "--tenant", "t", "--since", "2h", "--all", "--limit", "7"},
+			&controlv1.ListDLQRequest{Request: &routerv1.ListDLQRequest{TenantId: "t", SinceMs: now.Add(-2 * time.Hour).UnixMilli(), All: true, Limit: 7}},
+		},
+		"dlq show": {
+			[]string{"dlq", "show", "--tenant", "t", "3/9"},
+			&controlv1.ListDLQRequest{Request: &routerv1.ListDLQRequest{TenantId: "t", Only: &routerv1.DeadLetterRef{Partition: 3, Offset: 9}}},
+		},
+		"dlq redrive": {
+			[]string{"dlq", "redrive", "--tenant", "t", "--since", "2030-05-01T11:00:00Z", "--dry-run"},
+			&controlv1.RedriveDLQRequest{Request: &routerv1.RedriveDLQRequest{TenantId: "t", SinceMs: now.Add(-time.Hour).UnixMilli(), DryRun: true}},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := healthy()
@@ -39,6 +52,31 @@ func TestFlagsReachTheControlPlane(t *testing.T) {
 				t.Fatalf("asked %v, want %v", asked, tc.want)
 			}
 		})
+	}
+}
+
+func TestOneDeadLetterIsShown(t *testing.T) {
+	endpoint := serve(t, healthy())
+	for _, format := range []string{"table", "json"} {
+		got := run(t.Context(), term{}, "dlq", "show", "--tenant", "demo", "0/42", "--endpoint", endpoint, "-o", format)
+		if got.code != 0 || got.err != "" {
+			t.Errorf("got %+v", got)
+		}
+		golden(t, "dlq-show-"+format, endpoint, got.out)
+	}
+}
+
+func TestARedriveThatStopsHalfwayFails(t *testing.T) {
+	c := healthy()
+	c.redrive = c.redrive[:2]
+	got := run(t.Context(), term{}, "dlq", "redrive", "--tenant", "demo", "--endpoint", serve(t, c))
+	if got.code != 1 || !strings.Contains(got.err, "ended early") {
+		t.Errorf("got %+v", got)
+	}
+	c.err = connect.NewError(connect.CodeUnavailable, &textError{"the control plane is stopping"})
+	got = run(t.Context(), term{}, "dlq", "redrive", "--tenant", "demo", "--endpoint", serve(t, c))
+	if got.code != 1 || !strings.Contains(got.err, "1 of 2") || !strings.Contains(got.err, "is stopping") {
+		t.Errorf("got %+v", got)
 	}
 }
 

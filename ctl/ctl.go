@@ -11,6 +11,7 @@ import (
 	"github.com/mics-im/mics/ctl/internal/buildinfo"
 	"github.com/mics-im/mics/ctl/internal/cli"
 	"github.com/mics-im/mics/ctl/internal/cmd/check"
+	"github.com/mics-im/mics/ctl/internal/cmd/dlq"
 	"github.com/mics-im/mics/ctl/internal/cmd/kick"
 	"github.com/mics-im/mics/ctl/internal/cmd/nodes"
 	"github.com/mics-im/mics/ctl/internal/cmd/sessions"
@@ -59,6 +60,6 @@ UTC, lists that are never null; incarnations are strings. Fields are only added.
 	root.SetOut(app.Out)
 	root.SetErr(app.Err)
 	app.AddFlags(root)
-	root.AddCommand(nodes.NewCmd(app), sessions.NewCmd(app), kick.NewCmd(app), check.NewCmd(app), version.NewCmd(app))
+	root.AddCommand(nodes.NewCmd(app), sessions.NewCmd(app), kick.NewCmd(app), dlq.NewCmd(app), check.NewCmd(app), version.NewCmd(app))
 	return root
 }

@@ -21,6 +21,8 @@ import (
 	controlv1 "github.com/mics-im/mics/proto/mics/control/v1"
 	"github.com/mics-im/mics/proto/mics/control/v1/controlv1connect"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	hookv1 "github.com/mics-im/mics/proto/mics/hook/v1"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -38,6 +40,8 @@ type control struct {
 	nodes    *controlv1.ListNodesResponse
 	sessions *controlv1.ListSessionsResponse
 	kick     *controlv1.KickResponse
+	letters  []*routerv1.DeadLetter
+	redrive  []*routerv1.RedriveProgress
 	err      error
 	// watch serves WatchNodes.
 	watch func(context.Context, *connect.ServerStream[controlv1.WatchNodesResponse]) error
@@ -86,6 +90,32 @@ func (c *control) Kick(_ context.Context, r *connect.Request[controlv1.KickReque
 
 func (c *control) WatchNodes(ctx context.Context, _ *connect.Request[controlv1.WatchNodesRequest], out *connect.ServerStream[controlv1.WatchNodesResponse]) error {
 	return c.watch(ctx, out)
+}
+
+func (c *control) ListDLQ(_ context.Context, r *connect.Request[controlv1.ListDLQRequest], out *connect.ServerStream[controlv1.ListDLQResponse]) error {
+	c.saw(r.Msg)
+	if c.err != nil {
+		return c.err
+	}
+	if r.Msg.GetRequest().GetOnly() != nil {
+		return out.Send(&controlv1.ListDLQResponse{Response: &routerv1.ListDLQResponse{Letters: c.letters[:1]}})
+	}
+	for _, l := range c.letters { // an answer may come in pieces
+		if err := out.Send(&controlv1.ListDLQResponse{Response: &routerv1.ListDLQResponse{Letters: []*routerv1.DeadLetter{l}}}); err != nil {
+			return err
+		}
+	}
+	return out.Send(&controlv1.ListDLQResponse{Response: &routerv1.ListDLQResponse{Truncated: c.sessions.GetTruncated()}})
+}
+
+func (c *control) RedriveDLQ(_ context.Context, r *connect.Request[controlv1.RedriveDLQRequest], out *connect.ServerStream[controlv1.RedriveDLQResponse]) error {
+	c.saw(r.Msg)
+	for _, p := range c.redrive {
+		if err := out.Send(&controlv1.RedriveDLQResponse{Progress: p}); err != nil {
+			return err
+		}
+	}
+	return c.err
 }
 
 // serve puts c on a loopback port and returns its base URL.
@@ -197,6 +227,20 @@ func healthy() *control {
 			},
 		}}},
 		kick: &controlv1.KickResponse{Kicked: 2},
+		letters: []*routerv1.DeadLetter{{
+			Partition: 0, Offset: 42, TimeMs: now.Add(-90 * time.Minute).UnixMilli(), Reason: "kafka server: not authorized\x1b[2J",
+			NodeId: "r-1@7", Key: "alice:bob", DataBytes: 120,
+			Event: &hookv1.MqEvent{
+				TenantId: "demo", EventType: hookv1.EventType_SINGLE_CHAT_MSG, MsgId: "m-1", UserId: "alice", DeviceId: "phone", ToUserId: "bob",
+				Timestamp: now.Add(-91 * time.Minute).UnixMilli(), NodeId: "r-1@7", Sign: "c2ln", TenantSeq: 18446744073709551615,
+			},
+		}, {
+			Partition: 1, Offset: 7, TimeMs: now.UnixMilli(), Reason: "too large", NodeId: "r-2@9", Key: "team",
+			Event: &hookv1.MqEvent{EventType: hookv1.EventType_OFFLINE_MESSAGE, MsgId: "m-2", UserId: "alice", ToUserId: "bob", GroupId: "team"},
+		}},
+		redrive: []*routerv1.RedriveProgress{
+			{Total: 2, Read: 1}, {Total: 2, Read: 2, Sent: 2}, {Total: 2, Read: 2, Sent: 2, Done: true},
+		},
 	}
 }
 
@@ -214,6 +258,8 @@ func sick() *control {
 	c.nodes.Warnings = []string{"no router answered"}
 	c.sessions.Truncated = true
 	c.sessions.Warnings = []string{"gateway gw-dead did not answer: no answer in time"}
+	c.letters = append(c.letters, &routerv1.DeadLetter{Partition: 2, Offset: 1, TimeMs: now.UnixMilli()}) // no event
+	c.redrive = []*routerv1.RedriveProgress{{Total: 3, Read: 3, Sent: 1, Dead: 1, Failed: 1, Done: true}}
 	c.kick = &controlv1.KickResponse{Kicked: 1, Warnings: []string{"gateway gw-dead did not answer: no answer in time"}}
 	return c
 }
@@ -222,6 +268,7 @@ func TestGoldenOutputs(t *testing.T) {
 	empty := &control{
 		version: &controlv1.VersionResponse{NodeId: "cp-1", Version: "dev"},
 		nodes:   &controlv1.ListNodesResponse{}, sessions: &controlv1.ListSessionsResponse{}, kick: &controlv1.KickResponse{},
+		redrive: []*routerv1.RedriveProgress{{Done: true}},
 	}
 	clusters := map[string]*control{"healthy": healthy(), "sick": sick(), "empty": empty}
 	commands := []struct {
@@ -232,6 +279,9 @@ func TestGoldenOutputs(t *testing.T) {
 		{"nodes", []string{"nodes"}, map[string]int{}},
 		{"sessions", []string{"sessions"}, map[string]int{}},
 		{"kick", []string{"kick", "--tenant", "demo", "--user", "alice", "--yes"}, map[string]int{"sick": 1, "empty": 1}},
+		{"dlq-list", []string{"dlq", "list", "--tenant", "demo"}, map[string]int{}},
+		{"dlq-redrive", []string{"dlq", "redrive", "--tenant", "demo"}, map[string]int{"sick": 1}},
+		{"dlq-dry", []string{"dlq", "redrive", "--tenant", "demo", "--dry-run"}, map[string]int{"sick": 1}},
 		{"check", []string{"check"}, map[string]int{"sick": 1, "empty": 1}},
 		{"version", []string{"version"}, map[string]int{}},
 	}
@@ -288,6 +338,14 @@ func TestWrongCommandLinesAskNobody(t *testing.T) {
 		"kick no user":      {[]string{"kick", "--tenant", "demo", "--yes"}, "--user: required"},
 		"kick no terminal":  {kick, "--yes: required when there is no terminal to ask on"},
 		"kick reason":       {append(kick, "--yes", "--reason", strings.Repeat("x", 124)), "--reason: 124 bytes: want at most 123"},
+		"dlq":               {[]string{"dlq"}, "list, show or redrive"},
+		"dlq list tenant":   {[]string{"dlq", "list"}, "--tenant: required"},
+		"dlq list since":    {[]string{"dlq", "list", "--tenant", "t", "--since", "yesterday"}, "--since: \"yesterday\": want a time"},
+		"dlq list limit":    {[]string{"dlq", "list", "--tenant", "t", "--limit", "0"}, "--limit: 0: want 1 to 10000"},
+		"dlq show tenant":   {[]string{"dlq", "show", "0/1"}, "--tenant: required"},
+		"dlq show id":       {[]string{"dlq", "show", "--tenant", "t", "7"}, "want PARTITION/OFFSET"},
+		"dlq show none":     {[]string{"dlq", "show", "--tenant", "t"}, "accepts 1 arg"},
+		"dlq redrive":       {[]string{"dlq", "redrive", "--since", "1h"}, "--tenant: required"},
 		"kick stray device": {append(kick, "--yes", "phone"), `"phone"`},
 	} {
 		t.Run(name, func(t *testing.T) {

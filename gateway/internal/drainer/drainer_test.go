@@ -98,7 +98,7 @@ func inTime(t *testing.T, f func(t *testing.T, w *world)) {
 			t.Fatal(err)
 		}
 		w := &world{t: t, up: &uplink{released: map[uint64]time.Time{}}, tel: tel}
-		w.reg = registry.New(registry.Options{Session: session.Config{NodeID: "gw", Uplink: w.up, Telemetry: tel}})
+		w.reg = registry.New(registry.Options{Session: session.Config{NodeID: "gw", Uplink: w.up, Telemetry: tel, ResumeWindow: time.Minute}})
 		w.reg.Start()
 		f(t, w)
 		if err := w.reg.Stop(t.Context()); err != nil {
@@ -109,13 +109,21 @@ func inTime(t *testing.T, f func(t *testing.T, w *world)) {
 }
 
 func (w *world) connect(version uint32) (*session.Session, *wstest.Client) {
+	s, c, open := w.opening(version)
+	open()
+	return s, c
+}
+
+// opening is a session that is admitted by open.
+func (w *world) opening(version uint32) (s *session.Session, c *wstest.Client, open func()) {
 	server, peer := net.Pipe()
-	c := wstest.New(w.t, peer)
+	c = wstest.New(w.t, peer)
 	c.Allow(wstest.Plenty)
 	w.t.Cleanup(c.End)
-	s := w.reg.Add(ws.NewConn(server, nil), session.Params{Tenant: "t", Device: "d", Version: version})
-	s.Open(session.Admission{Identity: session.Identity{Tenant: "t", User: fmt.Sprint("user", s.ID()), Device: "d"}})
-	return s, c
+	s = w.reg.Add(ws.NewConn(server, nil), session.Params{Tenant: "t", Device: "d", Version: version})
+	return s, c, func() {
+		s.Open(session.Admission{Identity: session.Identity{Tenant: "t", User: fmt.Sprint("user", s.ID()), Device: "d"}})
+	}
 }
 
 func (w *world) drain(timeout time.Duration) Summary {

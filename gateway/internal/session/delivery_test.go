@@ -28,6 +28,7 @@ func TestAMessageLargerThanTheQueueIsDeliveredAlone(t *testing.T) {
 				synctest.Wait()
 				if version == 2 {
 					c.Ack(id)
+					synctest.Wait()
 				}
 				want(t, "deliver", s.Deliver(NewDelivery(a.Router, &gatewayv1.Delivery{Id: id + 1, Message: m, Unmoderated: true})), accepted)
 			}

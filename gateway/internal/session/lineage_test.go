@@ -42,6 +42,7 @@ type placed struct {
 	resumed bool // as its ConnectAck said
 	opened  bool // its ConnectAck has been read
 	dropped bool // the client gave it up before
+	left    bool // the client has sent a close frame
 }
 
 type copied struct {
@@ -111,7 +112,7 @@ func (l *lineage) step() {
 		}
 	case "ack":
 		p := l.current()
-		if n := rapid.Uint64Range(0, l.client.seen).Draw(l.t, "acked"); p.opened && n > 0 {
+		if n := rapid.Uint64Range(0, l.client.seen).Draw(l.t, "acked"); p.opened && !p.left && n > 0 {
 			p.conn.Ack(n)
 		}
 	case "read":
@@ -130,7 +131,10 @@ func (l *lineage) step() {
 	case "die":
 		l.die(l.current())
 	case "leave":
-		go l.current().conn.Close(1001, "")
+		if p := l.current(); !p.left { // a second one would wait for the first, on a pipe
+			p.left = true
+			go p.conn.Close(1001, "")
+		}
 	case "drain":
 		l.current().CloseAnswered(CodeDraining, "server draining", time.Second)
 	case "wait":
@@ -293,7 +297,7 @@ func (l *lineage) dial() {
 		a.Backlog = append(a.Backlog, &gatewayv1.Undelivered{Message: message(msg), Key: keyOf(msg)})
 	}
 	for i, u := range a.Backlog {
-		u.Id = backlogIDs + uint64(next.id)<<20 + uint64(i) + 1
+		u.Id = backlogIDs + next.id<<20 + uint64(i) + 1
 		next.copies = slices.Insert(next.copies, i, copied{u.Id, idOf(l.gws[0].t, u.Message)})
 	}
 	next.Open(a)

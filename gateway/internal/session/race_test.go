@@ -18,7 +18,7 @@ import (
 // deliver, the client acknowledges, the sweeper sweeps, and something ends the
 // session.
 func TestNothingIsLostOrShownTwiceConcurrently(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, waits)
 	for round := range 300 {
 		w.up.mu.Lock()
 		w.up.finals = nil
@@ -80,6 +80,12 @@ func TestNothingIsLostOrShownTwiceConcurrently(t *testing.T) {
 		})
 		close(start)
 		running.Wait()
+		if round%5 == 3 {
+			testkit.Eventually(t, "the session is suspended", func() bool { return s.Stage() == Suspended || s.Stage() == Ending })
+			if h, ok := s.Freeze(context.Background(), resume(uint64(len(c.Delivered())))); ok {
+				over = h.Undelivered
+			}
+		}
 		if round%2 == 1 {
 			s.Abort() // it would wait for an echo
 		}

@@ -35,8 +35,7 @@ func (s *Session) drop() {
 // queues a close frame. The session is locked.
 func (s *Session) suspend(code int, reason string) {
 	s.phase, s.code, s.reason = suspended, code, reason
-	s.cut()
-	s.queue, s.marks = nil, nil
+	s.queue, s.queuedBytes, s.marks = nil, 0, nil
 	s.disconnected()
 	s.idled = true
 	s.host.metrics.idle.Add(1)

@@ -17,9 +17,11 @@ import (
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	"github.com/mics-im/mics/proto/mics/gateway/v1/gatewayv1connect"
 	hookv1 "github.com/mics-im/mics/proto/mics/hook/v1"
+	messagev1 "github.com/mics-im/mics/proto/mics/message/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/event"
 	"github.com/mics-im/mics/router/internal/memstore"
 	"github.com/mics-im/mics/router/internal/offline"
 	"github.com/mics-im/mics/router/internal/peer"
@@ -27,6 +29,7 @@ import (
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/tenant"
 	"github.com/mics-im/mics/router/internal/token"
+	"google.golang.org/protobuf/proto"
 )
 
 func TestMain(m *testing.M) { testkit.Main(m) }
@@ -44,6 +47,7 @@ type cluster struct {
 	windows map[route.Location][]*gatewayv1.Undelivered                                // guarded by mu: open sessions
 	last    map[route.Location]uint64                                                  // guarded by mu: the seq of what was sent last
 	asked   []*gatewayv1.HandoverRequest                                               // guarded by mu
+	events  []event.Event                                                              // guarded by mu
 	slow    map[string]time.Duration                                                   // guarded by mu: gateway → its handovers
 	auth    func(token, device string) (*hookv1.AuthResponse, error)                   // set before use
 	tokens  *token.Keys                                                                // of all routers but those in ownKeys
@@ -147,8 +151,10 @@ func (c *cluster) router(id string) *node {
 	if keys == nil {
 		keys = c.tokens
 	}
+	counted := NewCounted(n.store, n.stats, tel.Log)
+	counted.Ended = Ended(c)
 	n.Admitter = New(Options{
-		Self: n.self, Directory: n, Routes: NewCounted(n.store, n.stats, tel.Log), Tenant: n.tenants.Get, Hooks: c, Dispatcher: n,
+		Self: n.self, Directory: n, Routes: counted, Tenant: n.tenants.Get, Hooks: c, Dispatcher: n,
 		Kept: n.buffer, Buffer: n.buffer,
 		Peer:    func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
 		Gateway: func(to route.Node) gatewayv1connect.GatewayServiceClient { return gatewayWire{c: c, node: to.NodeRef} },
@@ -238,6 +244,29 @@ func (n *node) Reclaim(context.Context, route.DeviceKey, func(route.Location) bo
 }
 
 // The hooks.
+
+func (*cluster) Enabled() bool { return true }
+
+func (c *cluster) Publish(_ string, e event.Event) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.events = append(c.events, e)
+	return true
+}
+
+// happened is the events so far, as "type device of user on gateway, number".
+func (c *cluster) happened() (out []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.events {
+		ack := &messagev1.ConnectAck{}
+		if err := proto.Unmarshal(e.Data, ack); err != nil || ack.Code != 1000 || ack.UserId != e.User || ack.DeviceId != e.Device || e.Key != e.User {
+			c.t.Errorf("%+v with %v, %v", e, ack, err)
+		}
+		out = append(out, fmt.Sprintf("%v %s of %s on %s, %s", e.Type, e.Device, e.User, ack.NodeId, e.MsgID))
+	}
+	return out
+}
 
 func (c *cluster) Authenticate(_ context.Context, _ *tenant.Tenant, token, device string) (*hookv1.AuthResponse, error) {
 	return c.auth(token, device)

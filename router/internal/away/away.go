@@ -78,7 +78,7 @@ type Cluster struct {
 // Store implements route.Store over a backend that may be away. Its look-ups may
 // block for a second or two then.
 type Store struct {
-	route.Store
+	backend route.Store
 	opts    Options
 	log     *slog.Logger
 	cluster Cluster // set by Start
@@ -87,7 +87,8 @@ type Store struct {
 	gateways, routers askers
 	marks, saves      flights
 
-	state atomic.Int32 // a phase; changes under mu
+	state  atomic.Int32  // a phase; changes under mu
+	losses atomic.Uint64 // counts how often the backend had lost its content; rises under mu
 	// gate is held for reading by whoever changes the mirror instead of the
 	// backend, for the moment of the change, and for writing by the step back to
 	// up: nothing stays unsaved.
@@ -135,7 +136,7 @@ func New(o Options) *Store {
 		o.MaxUsers = defaultMaxUsers
 	}
 	t := o.Telemetry
-	s := &Store{Store: o.Store, opts: o, log: t.Log, drift: map[share]int{}, kick: make(chan struct{}, 1), marks: newFlights(), saves: newFlights()}
+	s := &Store{backend: o.Store, opts: o, log: t.Log, drift: map[share]int{}, kick: make(chan struct{}, 1), marks: newFlights(), saves: newFlights()}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.outages = t.Counter("mics_redis_outages_total", "Times that the route store was lost.")
 	s.rebuilt = t.Counter("mics_routes_rebuilt_total", "Routes written to a route store that had lost them.")
@@ -264,11 +265,15 @@ func (s *Store) lost(err error) {
 // right if it does not. Whoever finds something missing asks here.
 func (s *Store) verify() bool { return s.marks.do(s.check) }
 
+// certain is verify for an answer to a call before which there had been so many
+// losses: it may have been lost, and put right again, since.
+func (s *Store) certain(losses uint64) bool { return s.verify() && s.losses.Load() == losses }
+
 func (s *Store) check() bool {
 	if s.phase() == away {
 		return false
 	}
-	id, created, err := s.Store.Marker(s.ctx)
+	id, created, err := s.backend.Marker(s.ctx)
 	if err != nil {
 		if s.ctx.Err() == nil {
 			s.lost(err)
@@ -283,6 +288,7 @@ func (s *Store) check() bool {
 	if same {
 		return s.phase() == up
 	}
+	s.losses.Add(1)
 	s.log.Warn("redis_emptied")
 	s.partial = time.Now().Add(s.opts.Lease)
 	s.mirror.doubt(time.Time{}, s.mine)
@@ -314,8 +320,11 @@ func (s *Store) Ping(ctx context.Context) error {
 	if s.phase() == away {
 		return s.unavailable()
 	}
-	return s.Store.Ping(ctx)
+	return s.backend.Ping(ctx)
 }
+
+// Close closes the backend.
+func (s *Store) Close() error { return s.backend.Close() }
 
 func (s *Store) unavailable() error {
 	s.mu.Lock()

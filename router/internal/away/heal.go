@@ -86,7 +86,7 @@ func (s *Store) lookAgain() {
 	if suspect {
 		ctx, cancel := context.WithTimeout(s.ctx, 2*probeTimeout)
 		defer cancel()
-		if err := s.Store.Ping(ctx); err != nil && s.ctx.Err() == nil {
+		if err := s.backend.Ping(ctx); err != nil && s.ctx.Err() == nil {
 			s.lost(err)
 		}
 	}
@@ -116,7 +116,7 @@ func (s *Store) probe() {
 	var peers sync.WaitGroup
 	peers.Go(s.findPeer)
 	ctx, cancel := context.WithTimeout(s.ctx, probeTimeout)
-	err := s.Store.Ping(ctx)
+	err := s.backend.Ping(ctx)
 	cancel()
 	peers.Wait()
 	if s.ctx.Err() != nil {
@@ -343,7 +343,7 @@ func (s *Store) rebuildFrom(g route.Node, routers []string, h recovery) error {
 	}
 	if err == nil && counted {
 		for tenant, n := range counts {
-			if stored = s.Store.SetConns(ctx, tenant, g.NodeRef, n); stored != nil {
+			if stored = s.backend.SetConns(ctx, tenant, g.NodeRef, n); stored != nil {
 				s.failed(ctx, stored)
 				return stored
 			}
@@ -379,7 +379,7 @@ func (s *Store) restoreList(ctx context.Context, node route.NodeRef, routers []s
 	if len(records) == 0 {
 		return nil
 	}
-	n, err := s.Store.Restore(ctx, records)
+	n, err := s.backend.Restore(ctx, records)
 	s.countRebuilt(n)
 	if err != nil {
 		s.failed(ctx, err)

@@ -15,18 +15,18 @@ type members struct {
 
 // RenewNode implements route.Store.
 func (s *Store) RenewNode(ctx context.Context, n route.Node, lease time.Duration) error {
-	return s.pass(ctx, func() error { return s.Store.RenewNode(ctx, n, lease) })
+	return s.pass(ctx, func() error { return s.backend.RenewNode(ctx, n, lease) })
 }
 
 // RemoveNode implements route.Store.
 func (s *Store) RemoveNode(ctx context.Context, n route.NodeRef) error {
-	return s.pass(ctx, func() error { return s.Store.RemoveNode(ctx, n) })
+	return s.pass(ctx, func() error { return s.backend.RemoveNode(ctx, n) })
 }
 
 // RenewRouter implements route.Store. It is called twice a second, and so notices
 // that the backend has lost its content.
 func (s *Store) RenewRouter(ctx context.Context, r route.Router, lease time.Duration) error {
-	err := s.pass(ctx, func() error { return s.Store.RenewRouter(ctx, r, lease) })
+	err := s.pass(ctx, func() error { return s.backend.RenewRouter(ctx, r, lease) })
 	if err == nil {
 		s.verify()
 	}
@@ -35,21 +35,21 @@ func (s *Store) RenewRouter(ctx context.Context, r route.Router, lease time.Dura
 
 // RemoveRouter implements route.Store.
 func (s *Store) RemoveRouter(ctx context.Context, r route.NodeRef) error {
-	return s.pass(ctx, func() error { return s.Store.RemoveRouter(ctx, r) })
+	return s.pass(ctx, func() error { return s.backend.RemoveRouter(ctx, r) })
 }
 
 // Nodes implements route.Store, but that an answer which may lack some comes with
 // route.ErrPartial.
 func (s *Store) Nodes(ctx context.Context) ([]route.Node, error) {
-	return listed(s, ctx, s.Store.Nodes, func(n route.Node) string { return n.ID }, func(m *members) *map[string]bool { return &m.nodes })
+	return listed(ctx, s, s.backend.Nodes, func(n route.Node) string { return n.ID }, func(m *members) *map[string]bool { return &m.nodes })
 }
 
 // Routers implements route.Store like Nodes.
 func (s *Store) Routers(ctx context.Context) ([]route.Router, error) {
-	return listed(s, ctx, s.Store.Routers, func(r route.Router) string { return r.ID }, func(m *members) *map[string]bool { return &m.routers })
+	return listed(ctx, s, s.backend.Routers, func(r route.Router) string { return r.ID }, func(m *members) *map[string]bool { return &m.routers })
 }
 
-func listed[T any](s *Store, ctx context.Context, ask func(context.Context) ([]T, error), id func(T) string, last func(*members) *map[string]bool) (out []T, err error) {
+func listed[T any](ctx context.Context, s *Store, ask func(context.Context) ([]T, error), id func(T) string, last func(*members) *map[string]bool) (out []T, err error) {
 	err = s.pass(ctx, func() (err error) { out, err = ask(ctx); return err })
 	if err != nil {
 		return nil, err
@@ -92,7 +92,7 @@ func (s *Store) pass(ctx context.Context, call func() error) error {
 
 // LeaseTokens implements route.Store.
 func (s *Store) LeaseTokens(ctx context.Context, tenant string, rate, want int) (granted int, err error) {
-	err = s.pass(ctx, func() (err error) { granted, err = s.Store.LeaseTokens(ctx, tenant, rate, want); return err })
+	err = s.pass(ctx, func() (err error) { granted, err = s.backend.LeaseTokens(ctx, tenant, rate, want); return err })
 	return granted, err
 }
 
@@ -104,7 +104,7 @@ func (s *Store) AcquireConn(ctx context.Context, tenant string, node route.NodeR
 		s.unenforced.Inc()
 	}
 	if s.phase() != away {
-		ok, n, err := s.Store.AcquireConn(ctx, tenant, node, limit, live)
+		ok, n, err := s.backend.AcquireConn(ctx, tenant, node, limit, live)
 		if !s.failed(ctx, err) {
 			return ok, n, err
 		}
@@ -120,7 +120,7 @@ func (s *Store) ReleaseConns(ctx context.Context, tenant string, node route.Node
 		return nil
 	}
 	if s.phase() != away {
-		err := s.Store.ReleaseConns(ctx, tenant, node, n)
+		err := s.backend.ReleaseConns(ctx, tenant, node, n)
 		if !s.failed(ctx, err) {
 			return err
 		}
@@ -161,12 +161,12 @@ func (s *Store) count(ctx context.Context) error {
 	var err error
 	for k, n := range drift {
 		if n < 0 && err == nil {
-			if err = s.Store.ReleaseConns(ctx, k.tenant, k.node, -n); err == nil {
+			if err = s.backend.ReleaseConns(ctx, k.tenant, k.node, -n); err == nil {
 				n = 0
 			}
 		}
 		for ; n > 0 && err == nil; n-- {
-			if _, _, err = s.Store.AcquireConn(ctx, k.tenant, k.node, 0, nil); err != nil {
+			if _, _, err = s.backend.AcquireConn(ctx, k.tenant, k.node, 0, nil); err != nil {
 				break
 			}
 		}
@@ -183,7 +183,7 @@ func (s *Store) DeadNodes(ctx context.Context) (dead []route.DeadNode, err error
 	if s.incomplete() {
 		return nil, s.unavailable()
 	}
-	err = s.pass(ctx, func() (err error) { dead, err = s.Store.DeadNodes(ctx); return err })
+	err = s.pass(ctx, func() (err error) { dead, err = s.backend.DeadNodes(ctx); return err })
 	return dead, err
 }
 
@@ -192,28 +192,45 @@ func (s *Store) Bury(ctx context.Context, n route.NodeRef) (ok bool, err error) 
 	if s.incomplete() {
 		return false, s.unavailable()
 	}
-	err = s.pass(ctx, func() (err error) { ok, err = s.Store.Bury(ctx, n); return err })
+	err = s.pass(ctx, func() (err error) { ok, err = s.backend.Bury(ctx, n); return err })
 	return ok, err
 }
 
 // Reap implements route.Store.
 func (s *Store) Reap(ctx context.Context, n route.NodeRef, limit int, ghostTTL func(string) time.Duration) (routes int, more bool, err error) {
-	err = s.pass(ctx, func() (err error) { routes, more, err = s.Store.Reap(ctx, n, limit, ghostTTL); return err })
+	err = s.pass(ctx, func() (err error) { routes, more, err = s.backend.Reap(ctx, n, limit, ghostTTL); return err })
 	return routes, more, err
 }
 
 // ForgetNode implements route.Store.
 func (s *Store) ForgetNode(ctx context.Context, n route.NodeRef) error {
-	return s.pass(ctx, func() error { return s.Store.ForgetNode(ctx, n) })
+	return s.pass(ctx, func() error { return s.backend.ForgetNode(ctx, n) })
 }
 
 // Lock implements route.Store.
 func (s *Store) Lock(ctx context.Context, name, owner string, ttl time.Duration) (ok bool, err error) {
-	err = s.pass(ctx, func() (err error) { ok, err = s.Store.Lock(ctx, name, owner, ttl); return err })
+	err = s.pass(ctx, func() (err error) { ok, err = s.backend.Lock(ctx, name, owner, ttl); return err })
 	return ok, err
 }
 
 // Unlock implements route.Store.
 func (s *Store) Unlock(ctx context.Context, name, owner string) error {
-	return s.pass(ctx, func() error { return s.Store.Unlock(ctx, name, owner) })
+	return s.pass(ctx, func() error { return s.backend.Unlock(ctx, name, owner) })
+}
+
+// Restore implements route.Store.
+func (s *Store) Restore(ctx context.Context, records []route.Restored) (n int, err error) {
+	err = s.pass(ctx, func() (err error) { n, err = s.backend.Restore(ctx, records); return err })
+	return n, err
+}
+
+// SetConns implements route.Store.
+func (s *Store) SetConns(ctx context.Context, tenant string, node route.NodeRef, n int) error {
+	return s.pass(ctx, func() error { return s.backend.SetConns(ctx, tenant, node, n) })
+}
+
+// Marker implements route.Store.
+func (s *Store) Marker(ctx context.Context) (id string, created bool, err error) {
+	err = s.pass(ctx, func() (err error) { id, created, err = s.backend.Marker(ctx); return err })
+	return id, created, err
 }

@@ -169,7 +169,7 @@ func TestQuestionsWaitTogether(t *testing.T) {
 		ask(0)
 		synctest.Wait()
 		for n := range 10 {
-			ask(n)
+			ask(n + 1)
 		}
 		synctest.Wait()
 		many := make([]route.UserKey, maxWaiting)

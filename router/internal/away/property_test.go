@@ -127,7 +127,7 @@ func play(t *testing.T, seed uint64) {
 			t.Errorf("%v is at %v, epoch %d, and in the backend %+v", d.key, *d.loc, d.epoch, records)
 		}
 	}
-	w.end(true)
+	w.end()
 	if t.Failed() {
 		for _, s := range said {
 			t.Log(s)

@@ -67,7 +67,7 @@ func TestOnRedis(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w, redis := onRedis(t, 2, 2)
-			defer w.end(true)
+			defer w.end()
 			var all []*device
 			for u := range 20 {
 				all = append(all, &device{key: key(fmt.Sprint("user", u), "phone")}, &device{key: key(fmt.Sprint("user", u), "desk")})
@@ -139,7 +139,7 @@ func (w *world) find(all []*device) {
 func BenchmarkRebuild(b *testing.B) {
 	const sessions = 100_000
 	w, redis := onRedis(b, 2, 4)
-	defer w.end(true)
+	defer w.end()
 	for i := range sessions {
 		g := w.gateways[i%len(w.gateways)]
 		g.hold(key(fmt.Sprint("user", i/2), fmt.Sprint("device", i%2)), g.next(), 1)

@@ -22,15 +22,18 @@ func (s *Store) Bind(ctx context.Context, key route.DeviceKey, loc route.Locatio
 	if err := key.Check(); err != nil {
 		return 0, nil, err
 	}
+	wrong := false // the backend has made this bind without knowing the device
 	for range maxTurns {
-		if s.phase() == up {
-			epoch, prev, err := s.Store.Bind(ctx, key, loc, version)
-			if err == nil && s.bound(key, loc, version, epoch, prev) {
+		if s.phase() == up && !wrong {
+			losses := s.losses.Load()
+			epoch, prev, err := s.backend.Bind(ctx, key, loc, version)
+			if err == nil && s.bound(key, loc, version, epoch, prev, losses) {
 				return epoch, prev, nil
 			}
 			if err == nil {
 				// Its epoch may be another session's. If this fails that is known, too.
-				_, err = s.Store.Change(ctx, []route.Change{{Key: key, Node: loc.Node, Session: loc.Session, Epoch: epoch, To: route.Ghost}})
+				wrong = true
+				_, err = s.backend.Change(ctx, []route.Change{{Key: key, Node: loc.Node, Session: loc.Session, Epoch: epoch, To: route.Ghost}})
 			}
 			if err != nil && !s.failed(ctx, err) {
 				return 0, nil, err
@@ -38,7 +41,7 @@ func (s *Store) Bind(ctx context.Context, key route.DeviceKey, loc route.Locatio
 		}
 		// What the gateways and others know must be in the mirror first.
 		s.resolve(ctx, key.UserKey)
-		if epoch, prev, ok := s.bindHere(ctx, key, loc, version); ok {
+		if epoch, prev, ok := s.bindHere(ctx, key, loc, version, wrong); ok {
 			return epoch, prev, nil
 		}
 	}
@@ -47,11 +50,11 @@ func (s *Store) Bind(ctx context.Context, key route.DeviceKey, loc route.Locatio
 
 // bound remembers a bind that the backend has made, and tells whether it can have
 // been right: a backend that has lost its content begins anew.
-func (s *Store) bound(key route.DeviceKey, loc route.Location, version uint8, epoch uint64, prev *route.Record) bool {
+func (s *Store) bound(key route.DeviceKey, loc route.Location, version uint8, epoch uint64, prev *route.Record, losses uint64) bool {
 	s.turn()
 	known := s.mirror.device(key)
 	if prev == nil || known != nil && known.Epoch >= epoch {
-		if !s.verify() {
+		if !s.certain(losses) {
 			return false
 		}
 	}
@@ -61,10 +64,10 @@ func (s *Store) bound(key route.DeviceKey, loc route.Location, version uint8, ep
 	return true
 }
 
-// bindHere binds in the mirror; not ok: the backend is back.
-func (s *Store) bindHere(ctx context.Context, key route.DeviceKey, loc route.Location, version uint8) (uint64, *route.Record, bool) {
+// bindHere binds in the mirror; not ok: the backend is back, and can do it.
+func (s *Store) bindHere(ctx context.Context, key route.DeviceKey, loc route.Location, version uint8, anyway bool) (uint64, *route.Record, bool) {
 	s.gate.RLock()
-	if s.phase() == up {
+	if s.phase() == up && !anyway {
 		s.gate.RUnlock()
 		return 0, nil, false
 	}
@@ -83,8 +86,9 @@ func (s *Store) Change(ctx context.Context, changes []route.Change) ([]bool, err
 	}
 	for range maxTurns {
 		if s.phase() == up {
-			applied, err := s.Store.Change(ctx, changes)
-			if err == nil && (!slices.Contains(applied, false) || s.verify()) {
+			losses := s.losses.Load()
+			applied, err := s.backend.Change(ctx, changes)
+			if err == nil && (!slices.Contains(applied, false) || s.certain(losses)) {
 				s.turn()
 				for i, c := range changes {
 					if applied[i] {
@@ -133,8 +137,9 @@ func (s *Store) LookupFresh(ctx context.Context, key route.UserKey) ([]route.Rec
 		if mine {
 			version = s.mirror.version(key)
 		}
-		records, err := s.Store.LookupFresh(ctx, key)
-		if err == nil && s.plausible(key, records, version, mine) {
+		losses := s.losses.Load()
+		records, err := s.backend.LookupFresh(ctx, key)
+		if err == nil && (s.plausible(key, records, mine) || s.certain(losses)) {
 			if mine {
 				s.mirror.saw(key, records, version)
 			}
@@ -148,26 +153,25 @@ func (s *Store) LookupFresh(ctx context.Context, key route.UserKey) ([]route.Rec
 	return f.records, f.err
 }
 
-// plausible tells whether a user's records can be all there are.
-func (s *Store) plausible(key route.UserKey, records []route.Record, version uint64, mine bool) bool {
-	missing := len(records) == 0
-	if mine && !missing {
-		known, _ := s.mirror.records(key)
-		now := time.Now()
-		for _, r := range known {
-			if _, found := find(records, r.Device); !found && !r.Forgotten(now) {
-				missing = true
-			}
-		}
+// plausible tells whether a user's records are all that can be expected.
+func (s *Store) plausible(key route.UserKey, records []route.Record, mine bool) bool {
+	if len(records) == 0 || !mine {
+		return len(records) > 0
 	}
-	return !missing || s.verify()
+	known, _ := s.mirror.records(key)
+	now := time.Now()
+	return !slices.ContainsFunc(known, func(r route.Record) bool {
+		_, found := find(records, r.Device)
+		return !found && !r.Forgotten(now)
+	})
 }
 
 // Lookup implements route.Store.
 func (s *Store) Lookup(ctx context.Context, keys []route.UserKey) ([][]route.Record, error) {
 	if s.phase() == up {
-		found, err := s.Store.Lookup(ctx, keys)
-		if err == nil && (!anyEmpty(found) || s.verify()) {
+		losses := s.losses.Load()
+		found, err := s.backend.Lookup(ctx, keys)
+		if err == nil && (!anyEmpty(found) || s.certain(losses)) {
 			return found, nil
 		}
 		if err != nil && !s.failed(ctx, err) {
@@ -312,7 +316,7 @@ func (s *Store) sources(ctx context.Context, keys []route.UserKey, w who, found 
 		}
 	}
 	if s.phase() != away {
-		got, err := s.Store.Lookup(ctx, keys)
+		got, err := s.backend.Lookup(ctx, keys)
 		if err == nil {
 			for i := range got {
 				found[i] = join(found[i], got[i]...)
@@ -348,7 +352,7 @@ func (s *Store) sources(ctx context.Context, keys []route.UserKey, w who, found 
 // resolve brings all that is known of the user into the mirror, as far as it can be
 // had.
 func (s *Store) resolve(ctx context.Context, key route.UserKey) {
-	if s.cluster.Directory == nil || s.phase() == up {
+	if s.cluster.Directory == nil {
 		return
 	}
 	s.turn()

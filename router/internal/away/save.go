@@ -91,7 +91,7 @@ func (s *Store) restore(ctx context.Context, records []route.Restored) error {
 		}
 		written[i] = r
 	}
-	n, err := s.Store.Restore(ctx, written)
+	n, err := s.backend.Restore(ctx, written)
 	s.countRebuilt(n)
 	if err != nil {
 		s.failed(ctx, err)

@@ -27,7 +27,7 @@ func (s *Store) ServeRecords(ctx context.Context, req *routerv1.RecordsRequest) 
 	}
 	res.Learned = learned
 	if from := req.GetFrom(); req.GetAway() && res.Up && from.GetNodeId() != "" {
-		err := s.Store.RenewRouter(ctx, route.Router{
+		err := s.backend.RenewRouter(ctx, route.Router{
 			NodeRef:  route.NodeRef{ID: from.GetNodeId(), Incarnation: from.GetIncarnation()},
 			Endpoint: from.GetEndpoint(), Version: from.GetVersion(),
 		}, s.opts.Lease)
@@ -65,7 +65,7 @@ func (s *Store) learn(ctx context.Context, users []*routerv1.UserRecords) (store
 		}
 	}
 	if s.phase() == up {
-		_, err := s.Store.Restore(ctx, all)
+		_, err := s.backend.Restore(ctx, all)
 		if err == nil {
 			s.turn()
 			for _, r := range all {

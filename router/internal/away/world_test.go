@@ -105,10 +105,10 @@ func (w *world) router(id string) *member {
 	return m
 }
 
-// end stops everything; each router must be up and say so if whole is set.
-func (w *world) end(whole bool) {
+// end stops everything; each router must be up, and say so.
+func (w *world) end() {
 	for _, m := range w.routers {
-		if whole && (m.phase() != up || m.mirror.unsavedLen() != 0 || len(m.Degraded()) != 0) {
+		if m.phase() != up || m.mirror.unsavedLen() != 0 || len(m.Degraded()) != 0 {
 			w.t.Errorf("%s: phase %v, %d unsaved, %v\n%s", m.opts.Self.ID, m.phase(), m.mirror.unsavedLen(), m.Degraded(), m.logs.String())
 		}
 	}

@@ -18,13 +18,26 @@ func TestRealBroker(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a real Kafka takes seconds")
 	}
-	s := testkit.StartKafka(t, testkit.KafkaOptions{})
+	pki := newPKI(t)
+	s := testkit.StartKafka(t, testkit.KafkaOptions{Secure: "SASL_SSL", Properties: map[string]string{
+		"authorizer.class.name":                               "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+		"super.users":                                         "User:ANONYMOUS",
+		"sasl.enabled.mechanisms":                             "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+		"listener.name.secure.plain.sasl.jaas.config":         `org.apache.kafka.common.security.plain.PlainLoginModule required user_mics="` + saslPassword + `";`,
+		"listener.name.secure.scram-sha-256.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
+		"listener.name.secure.scram-sha-512.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
+		"ssl.keystore.type":                                   "PEM",
+		"ssl.keystore.location":                               pki.server,
+		"ssl.truststore.type":                                 "PEM",
+		"ssl.truststore.location":                             pki.ca,
+		"ssl.client.auth":                                     "required",
+	}})
 	b := &broker{s}
 	t.Run("all arrive", b.allArrive)
-	t.Run("killed under traffic", func(t *testing.T) { b.outage(t, s.Kill, s.Restart) })
+	t.Run("secured", func(t *testing.T) { b.secured(t, pki) })
+	t.Run("dead letters", b.deadLetters)
 	t.Run("hanging under traffic", func(t *testing.T) { b.outage(t, func() { s.Pause(t) }, func(t testing.TB) { s.Resume(t) }) })
-	t.Run("restarted in order", func(t *testing.T) { b.outage(t, func() { s.Stop(t) }, s.Restart) })
-	t.Run("started before the broker", b.startedFirst)
+	t.Run("killed under traffic", func(t *testing.T) { b.outage(t, s.Kill, s.Restart) })
 	t.Run("too large", b.tooLarge)
 }
 
@@ -120,13 +133,15 @@ func (b *broker) outage(t *testing.T, away func(), back func(testing.TB)) {
 	testkit.Eventually(t, "events flow", func() bool { return w.published() > 500 })
 	away()
 	time.Sleep(6 * time.Second) // the outage itself
-	if n := w.metrics.fallback.Load(); n == 0 && w.metrics.dead.Value() == 0 {
+	if w.metrics.retried.Value() == 0 {
 		t.Error("the outage was not noticed")
 	}
+	early := newWorld(t, b.addrs(), nil) // starts while there is no broker
+	early.Publish(tenant+"-early", chat("early", "ann", "bob"))
 	back(t)
 	time.Sleep(time.Second)
 	taken := tr.stop()
-	testkit.Eventually(t, "everything is settled", func() bool { return w.total.Load() == 0 })
+	testkit.Eventually(t, "everything is settled", func() bool { return w.total.Load() == 0 && early.published() == 1 })
 	lost := w.drops(DropTooLarge) + w.drops(DropRejected) + w.drops(DropExpired) + w.drops(DropShutdown)
 	refused := w.dropped() - lost
 	if refused == 0 {
@@ -157,15 +172,37 @@ func (b *broker) outage(t *testing.T, away func(), back func(testing.TB)) {
 		taken, w.published(), w.metrics.dead.Value(), refused, time.Duration(tr.worst.Load()))
 }
 
-func (b *broker) startedFirst(t *testing.T) {
-	b.Kill()
-	w := newWorld(t, b.addrs(), nil)
-	for i := range 100 {
-		w.Publish("early", chat(fmt.Sprint(i), "ann", "bob"))
+// deadLetters go round: given up, listed, redriven.
+func (b *broker) deadLetters(t *testing.T) {
+	w := newWorld(t, b.addrs(), func(o *Options) { o.MaxMessageBytes = 1000 })
+	w.Publish("letters", chat("first", "ann", "bob")) // makes the topics
+	testkit.Eventually(t, "the topics are there", func() bool { return w.published() == 1 })
+	b.alter(t, DeadLetters("letters"), "max.message.bytes", "1000000")
+	for i := range 20 {
+		e := chat(fmt.Sprint(i), "ann", "bob")
+		e.Data = make([]byte, 30_000)
+		w.Publish("letters", e)
 	}
-	b.Restart(t)
-	c := consume(t, b.addrs(), Topic("early"), secret)
-	checkOrder(t, c.until(100))
+	testkit.Eventually(t, "all are dead letters", func() bool { return w.metrics.dead.Value() == 20 })
+	n := 0
+	if err := w.Letters(t.Context(), "letters", LetterFilter{}, func(l Letter) error {
+		if l.Event.GetMsgId() != fmt.Sprint(n) || l.Reason == "" {
+			t.Errorf("letter %d: %+v", n, l.Event.GetMsgId())
+		}
+		n++
+		return nil
+	}); err != nil || n != 20 {
+		t.Fatalf("%d letters, %v", n, err)
+	}
+	b.alter(t, Topic("letters"), "max.message.bytes", "1000000")
+	for _, want := range []int64{20, 0} {
+		var last Redriven
+		if err := w.Redrive(t.Context(), "letters", LetterFilter{}, false, func(r Redriven) error { last = r; return nil }); err != nil || last.Sent != want || last.Total != want {
+			t.Errorf("redriven: %+v, %v", last, err)
+		}
+	}
+	c := consume(t, b.addrs(), Topic("letters"), secret)
+	checkOrder(t, c.until(21))
 }
 
 func (b *broker) tooLarge(t *testing.T) {

@@ -55,6 +55,30 @@ func (p *Publisher) Letters(ctx context.Context, tenant string, filter LetterFil
 	return r.each(ctx, f)
 }
 
+// ErrNoLetter: there is no dead letter at that place.
+var ErrNoLetter = errors.New("there is no such dead letter")
+
+// Letter returns the dead letter at a place.
+func (p *Publisher) Letter(tenant string, partition int32, offset int64) (Letter, error) {
+	r, err := p.openLetters(tenant, LetterFilter{All: true})
+	if err != nil {
+		return Letter{}, err
+	}
+	for _, s := range r.parts {
+		if s.id != partition || offset < s.from || offset >= s.to {
+			continue
+		}
+		got, _, err := r.fetch(partition, offset)
+		if err != nil {
+			return Letter{}, fmt.Errorf("read %s: %w", r.topic, err)
+		}
+		if len(got) > 0 && got[0].Offset == offset {
+			return got[0], nil
+		}
+	}
+	return Letter{}, ErrNoLetter
+}
+
 // Redriven is the progress of a redrive.
 type Redriven struct {
 	Total  int64 // dead letters at the start

@@ -1,8 +1,8 @@
 package pipeline
 
 import (
+	"slices"
 	"sync"
-	"sync/atomic"
 
 	"github.com/mics-im/mics/router/internal/dispatch"
 )
@@ -18,8 +18,11 @@ type Absent struct {
 	wg    sync.WaitGroup
 }
 
-// pull counts the absent users of one message.
-type pull struct{ users atomic.Int64 }
+// pull gathers the absent users of one message.
+type pull struct {
+	mu    sync.Mutex
+	users []string // guarded by mu; one whose devices were tried anew is in it again
+}
 
 // NewAbsent wraps the buffer of all other messages.
 func NewAbsent(next dispatch.Buffer) *Absent { return &Absent{next: next} }
@@ -35,9 +38,15 @@ func (a *Absent) Put(e dispatch.BufferEntry) {
 		a.next.Put(e)
 		return
 	}
-	p.(*pull).users.Add(1)
+	p.(*pull).add(e.Key.User)
 	// Not from the caller's stack, as dispatch.Buffer promises.
 	a.wg.Go(func() { e.Done(dispatch.NotKept) })
+}
+
+func (p *pull) add(user string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.users = append(p.users, user)
 }
 
 func (a *Absent) begin(m *dispatch.Message) *pull {
@@ -46,8 +55,11 @@ func (a *Absent) begin(m *dispatch.Message) *pull {
 	return p
 }
 
-// end returns the number of entries that were not put.
-func (a *Absent) end(m *dispatch.Message, p *pull) int {
+// end returns the users of whom an entry was not put, each once.
+func (a *Absent) end(m *dispatch.Message, p *pull) []string {
 	a.pulls.Delete(m)
-	return int(p.users.Load())
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	slices.Sort(p.users)
+	return slices.Compact(p.users)
 }

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"slices"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dedup"
 	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/event"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/tenant"
@@ -37,12 +39,15 @@ type world struct {
 	lookup  func(keys []route.UserKey) error
 	send    func(dispatch.Job)
 	limited func(user string) bool // by the user's rate
+	publish func(event.Event) bool // nil: takes every event, and stores it at once
+	noKafka bool
 
 	mu      sync.Mutex
 	sent    []dispatch.Job                   // guarded by mu
 	lookups [][]route.UserKey                // guarded by mu
 	acks    map[uint64]*messagev1.MessageAck // guarded by mu
 	when    map[uint64]time.Time             // guarded by mu
+	events  []event.Event                    // guarded by mu
 }
 
 func newWorld(tb testing.TB, edit func(*Limits)) *world {
@@ -70,7 +75,7 @@ func newWorld(tb testing.TB, edit func(*Limits)) *world {
 	}
 	w.p = New(Options{
 		Tenant: w.tenants.Get, Hooks: w, Routes: w, Dispatcher: w, Absent: w.absent, Limiter: w, Limits: limits,
-		Dedup: dedup.NewTable[[]byte](1<<20, nil), Stats: w.stats, Tracer: tel.Tracer,
+		Dedup: dedup.NewTable[[]byte](1<<20, nil), Stats: w.stats, Tracer: tel.Tracer, Events: w,
 	})
 	return w
 }
@@ -125,6 +130,35 @@ func (w *world) Send(j dispatch.Job) {
 	w.sent = append(w.sent, j)
 	w.mu.Unlock()
 	w.send(j)
+}
+
+func (w *world) Enabled() bool { return !w.noKafka }
+
+func (w *world) Publish(_ string, e event.Event) bool {
+	if w.noKafka {
+		return false
+	}
+	w.mu.Lock()
+	w.events = append(w.events, e)
+	w.mu.Unlock()
+	if w.publish != nil {
+		return w.publish(e)
+	}
+	if e.Done != nil {
+		e.Done(nil)
+	}
+	return true
+}
+
+// happened is the events so far, as "type msg_id to".
+func (w *world) happened() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	for _, e := range w.events {
+		out = append(out, fmt.Sprint(e.Type, " ", e.MsgID, " ", e.ToUser+e.Group))
+	}
+	return out
 }
 
 func (w *world) AllowMessage(_ *tenant.Tenant, user string) (bool, string, int) {

@@ -1,7 +1,7 @@
 // Package pipeline is the life of a message from a gateway's stream to its ack:
 //
 //	validate → deduplicate → rate-limit → check hook ∥ resolve routes →
-//	dispatch → (offline buffer) → ack
+//	dispatch → (offline buffer) → event → ack
 //
 // Hooks of several messages of one connection overlap; they are dispatched in
 // the connection's order (lanes.go). Every message is answered exactly once.
@@ -85,6 +85,7 @@ type Options struct {
 	// elsewhere.
 	Dedup   *dedup.Table[[]byte]
 	Limiter Limiter
+	Events  Events
 	Limits  Limits
 	Stats   *stats.Stats
 	Tracer  trace.Tracer
@@ -96,6 +97,7 @@ type Pipeline struct {
 	metrics metrics
 	dedup   *dedup.Table[[]byte]
 	lanes   *lanes
+	storing *lanes   // of messages that wait for their event (events.go)
 	tenants sync.Map // *tenant.Tenant → *share
 
 	ctx    context.Context // of hooks and look-ups; ends with Close
@@ -108,6 +110,7 @@ func New(opts Options) *Pipeline {
 	p := &Pipeline{opts: opts, metrics: newMetrics(opts.Stats)}
 	p.dedup = opts.Dedup
 	p.lanes = newLanes(p.dispatch)
+	p.storing = newLanes(p.stored)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -144,6 +147,7 @@ type message struct {
 	one         [1]dispatch.Recipient // room for a single chat's
 	invalid     int                   // members that cannot be users
 	pull        *pull                 // nil: absent users are buffered
+	required    bool                  // SENT waits for the broker
 }
 
 func (m *message) group() bool { return m.header.Type == messagev1.MessageType_GROUP_CHAT }
@@ -335,6 +339,20 @@ func (p *Pipeline) dispatch(m *message) {
 		p.finish(m, ackFailed(m, m.failure), false)
 		return
 	}
+	if m.tenant.EventsRequired() || !p.storing.idle(m.lane()) {
+		p.store(m)
+		return
+	}
+	p.send(m)
+}
+
+// send gives a message to the dispatcher.
+func (p *Pipeline) send(m *message) {
+	if m.failure != "" { // its event was not stored
+		p.opts.Stats.Failed.Inc()
+		p.finish(m, ackFailed(m, m.failure), false)
+		return
+	}
 	job := dispatch.Job{
 		Message: &dispatch.Message{
 			Bytes: m.bytes, Unmoderated: m.unmoderated, Key: m.key, TraceParent: telemetry.TraceParent(m.ctx),
@@ -357,15 +375,33 @@ func (p *Pipeline) dispatch(m *message) {
 func (p *Pipeline) conclude(m *message, sent *dispatch.Message, r dispatch.Result) {
 	o := outcome{Result: r}
 	o.Skipped += m.invalid
-	if m.pull != nil {
-		o.notified = min(p.opts.Absent.end(sent, m.pull), r.Skipped)
-		o.Skipped -= o.notified
+	if m.pull == nil {
+		p.end(m, o)
+		return
 	}
+	absent := p.opts.Absent.end(sent, m.pull)
+	// The message's own event goes before those of who has not got it.
+	if !m.required && (r.Delivered > 0 || len(absent) > 0) {
+		p.tell(m)
+	}
+	p.notify(m, absent, func(notified int) {
+		// Of a user one device may have it and another one be absent.
+		o.notified = max(0, min(len(absent), r.Skipped)-(len(absent)-notified))
+		o.Skipped -= o.notified
+		p.end(m, o)
+	})
+}
+
+// end counts and answers.
+func (p *Pipeline) end(m *message, o outcome) {
 	p.countOutcome(m, o)
 	if o.served() == 0 {
 		p.opts.Stats.Failed.Inc()
 		p.finish(m, ackFailed(m, reasonUndelivered), false)
 		return
+	}
+	if m.pull == nil && !m.required {
+		p.tell(m)
 	}
 	p.finish(m, ackSent(m, o), true)
 }

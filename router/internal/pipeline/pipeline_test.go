@@ -286,8 +286,8 @@ func TestATenantThatKeepsMessagesItself(t *testing.T) {
 		w.members = func(string) ([]string, error) { return []string{"u1", "u2", "u3", "u4"}, nil }
 		results := make(chan dispatch.BufferResult, 10)
 		w.send = func(j dispatch.Job) {
-			for range 2 {
-				w.absent.Put(dispatch.BufferEntry{Message: j.Message, Done: func(r dispatch.BufferResult) { results <- r }})
+			for _, to := range j.Recipients[:2] {
+				w.absent.Put(dispatch.BufferEntry{Key: to.Key, Message: j.Message, Done: func(r dispatch.BufferResult) { results <- r }})
 			}
 			w.p.wg.Go(func() {
 				for range 2 {

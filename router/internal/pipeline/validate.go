@@ -23,6 +23,7 @@ const (
 	reasonDuplicate     = "duplicate"
 	reasonNoMembers     = "group members unavailable"
 	reasonOverloaded    = "overloaded"
+	reasonNotStored     = "event not stored"
 	reasonMalformed     = "malformed message"
 	reasonTenant        = "invalid tenant"
 	reasonBadRecipient  = "invalid to_user_id"

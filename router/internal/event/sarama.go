@@ -11,6 +11,11 @@ import (
 	"github.com/xdg-go/scram"
 )
 
+// sarama's own metrics cost time with every request and keep a goroutine for the
+// life of the process; what operators see is in mics_mq_*. Only sarama uses this
+// library here, and it can be told in no other way.
+func init() { metrics.UseNilMetrics = true }
+
 // tlsConfig is how connections are secured; nil: not at all.
 func (c *Config) tlsConfig() (*tls.Config, error) {
 	if !c.TLS {
@@ -64,10 +69,6 @@ func (c *Config) saramaConfig() (*sarama.Config, error) {
 	// default replication.
 	s.Version = sarama.V2_4_0_0
 	s.Net.DialTimeout, s.Net.ReadTimeout, s.Net.WriteTimeout = requestTimeout, requestTimeout, requestTimeout
-	s.Metadata.Retry.Max = 1
-	s.Metadata.AllowAutoTopicCreation = false
-	s.Consumer.Offsets.AutoCommit.Enable = false
-	s.MetricRegistry = noMetrics{metrics.NewRegistry()}
 	t, err := c.tlsConfig()
 	if err != nil {
 		return nil, err
@@ -86,21 +87,3 @@ func (c *Config) saramaConfig() (*sarama.Config, error) {
 	}
 	return s, nil
 }
-
-// noMetrics gives sarama metrics that cost nothing; what operators see is in
-// mics_mq_*. The real ones keep a goroutine for the life of the process.
-type noMetrics struct{ metrics.Registry }
-
-func (noMetrics) GetOrRegister(_ string, make any) any {
-	switch make.(type) {
-	case func() metrics.Counter:
-		return metrics.NilCounter{}
-	case func() metrics.Meter:
-		return metrics.NilMeter{}
-	default: // sarama makes these three only
-		return metrics.NilHistogram{}
-	}
-}
-
-func (noMetrics) Register(string, any) error { return nil }
-func (noMetrics) Unregister(string)          {}
