@@ -190,7 +190,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.push("pipeline", messages.Close)
 	r.reaper = reaper.New(reaper.Options{
 		Store: r.store, Owner: fmt.Sprintf("%s/%d", r.self.ID, r.self.Incarnation),
-		Living:   func(n route.NodeRef) bool { _, ok := r.directory.Gateway(n); return ok },
+		Living:   r.directory.Heard,
 		GhostTTL: r.offlineTTL, Telemetry: r.tel,
 	})
 	r.gauges()

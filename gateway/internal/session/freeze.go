@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
@@ -106,8 +107,12 @@ func (s *Session) hand(t Takeover) (h Handed) {
 	}
 	h.Keys = s.recent.bequeath(s.host.now(), without)
 	// They may come back, by a Final or from another router, however old they are.
+	known := without // from here on
+	for k := range slices.Chunk(h.Keys, len(key{})) {
+		known[key(k)] = true
+	}
 	for i := range entries[:seen] {
-		if k := entries[i].d.key; k != (key{}) && !without[k] {
+		if k := entries[i].d.key; k != (key{}) && !known[k] {
 			h.Keys = append(h.Keys, k[:]...)
 		}
 	}

@@ -76,7 +76,7 @@ func Upgrade(w http.ResponseWriter, r *http.Request, protocol string) (*Conn, er
 	}
 	// What came right behind the request. The 4 KiB buffers of net/http are
 	// left to the collector.
-	early, err := rw.Reader.Peek(rw.Reader.Buffered())
+	early, err := rw.Peek(rw.Reader.Buffered())
 	if err == nil && len(early) > readBlock {
 		err = errEarly
 	}

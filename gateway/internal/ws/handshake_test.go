@@ -164,7 +164,7 @@ func echo(c *Conn) {
 func TestUpgradeAnswer(t *testing.T) {
 	for _, protocol := range []string{"", "mics.v2"} {
 		addr := serve(t, listen(t), protocol, echo)
-		_, _, res := dial(t, addr, "Sec-WebSocket-Protocol: mics.v2, mics.token.abc\r\n", nil)
+		_, _, res := dial(t, addr, "Sec-WebSocket-Protocol: mics.v2, mics.token.abc\r\n", nil) //nolint:bodyclose // dial closes it
 		if res.StatusCode != http.StatusSwitchingProtocols || res.Header.Get("Upgrade") != "websocket" || res.Header.Get("Connection") != "Upgrade" {
 			t.Fatalf("%s %v", res.Status, res.Header)
 		}
@@ -184,7 +184,7 @@ func TestUpgradeAnswer(t *testing.T) {
 
 func TestUpgradeRefuses(t *testing.T) {
 	addr := serve(t, listen(t), "", echo)
-	_, _, res := dial(t, addr, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", nil) // a second one
+	_, _, res := dial(t, addr, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", nil) //nolint:bodyclose // dial closes it; a second key
 	if res.StatusCode != http.StatusBadRequest {
 		t.Fatal(res.Status)
 	}
@@ -265,7 +265,7 @@ func TestBytesRightBehindTheHandshake(t *testing.T) {
 		frame := binaryFrame(payload)
 		for _, cut := range []int{0, 1, 5, len(frame)} {
 			cut = min(cut, len(frame))
-			nc, r, res := dial(t, addr, "", frame[:cut])
+			nc, r, res := dial(t, addr, "", frame[:cut]) //nolint:bodyclose // dial closes it
 			if res.StatusCode != http.StatusSwitchingProtocols {
 				t.Fatal(res.Status)
 			}

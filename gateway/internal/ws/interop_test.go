@@ -92,7 +92,7 @@ func TestAnIndependentClient(t *testing.T) {
 			addr := serve(t, listen(), protocol, a.handle)
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // a hang shall fail
 			t.Cleanup(cancel)
-			c, _, err := websocket.Dial(ctx, scheme+"://"+addr+"/ws", &websocket.DialOptions{
+			c, _, err := websocket.Dial(ctx, scheme+"://"+addr+"/ws", &websocket.DialOptions{ //nolint:bodyclose // the library closes it
 				HTTPClient: client, Subprotocols: []string{"mics.v2", "mics.token.abc"},
 			})
 			if err != nil {
@@ -215,7 +215,7 @@ func TestAcknowledgedOverTLS(t *testing.T) {
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
-		cl, _, err := websocket.Dial(ctx, scheme+"://"+addr+"/ws", &websocket.DialOptions{HTTPClient: client})
+		cl, _, err := websocket.Dial(ctx, scheme+"://"+addr+"/ws", &websocket.DialOptions{HTTPClient: client}) //nolint:bodyclose // the library closes it
 		if err != nil {
 			t.Fatal(err)
 		}

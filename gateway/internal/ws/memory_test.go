@@ -83,7 +83,7 @@ func idleConns(t testing.TB, n int, config *tls.Config) {
 }
 
 // testTLS is a server's configuration with a certificate of httptest.
-func testTLS(t testing.TB) *tls.Config {
+func testTLS() *tls.Config {
 	ts := httptest.NewUnstartedServer(http.NotFoundHandler())
 	ts.StartTLS()
 	defer ts.Close()
@@ -110,7 +110,7 @@ func idleCost(t testing.TB, n int, config *tls.Config) (heap, stack int64) {
 }
 
 func BenchmarkIdleConnection(b *testing.B) {
-	for name, config := range map[string]*tls.Config{"tcp": nil, "tls": testTLS(b)} {
+	for name, config := range map[string]*tls.Config{"tcp": nil, "tls": testTLS()} {
 		b.Run(name, func(b *testing.B) {
 			const n = 5000
 			for b.Loop() {

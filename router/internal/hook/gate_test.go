@@ -26,7 +26,7 @@ func TestSlotsAreServedInOrderAndHeldToTheLatestLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s slots
 		take := func(limit int, wait time.Duration) error { return s.take(t.Context(), limit, wait) }
-		if take(2, 0) != nil || take(2, 0) != nil {
+		if err := errors.Join(take(2, 0), take(2, 0)); err != nil {
 			t.Fatal("two slots are two slots")
 		}
 		if err := take(2, 0); !errors.Is(err, errNoSlot) {

@@ -16,7 +16,7 @@ type wire2 struct {
 }
 
 // call carries a call: copied, slow, and lost if one of the two is dead.
-func call[Req, Res proto.Message](w wire2, ctx context.Context, name string, req Req, serve func(Req) (Res, error)) (res Res, err error) {
+func call[Req, Res proto.Message](ctx context.Context, w wire2, name string, req Req, serve func(Req) (Res, error)) (res Res, err error) {
 	world := w.from.w
 	world.pause(4)
 	if w.from.dead.Load() || w.to.dead.Load() || ctx.Err() != nil || world.loses(world, "to "+name) {
@@ -31,16 +31,16 @@ func call[Req, Res proto.Message](w wire2, ctx context.Context, name string, req
 }
 
 func (w wire2) Buffer(ctx context.Context, req *connect.Request[routerv1.BufferRequest]) (*connect.Response[routerv1.BufferResponse], error) {
-	res, err := call(w, ctx, "buffer", req.Msg, func(r *routerv1.BufferRequest) (*routerv1.BufferResponse, error) { return w.to.KeepAll(ctx, r), nil })
+	res, err := call(ctx, w, "buffer", req.Msg, func(r *routerv1.BufferRequest) (*routerv1.BufferResponse, error) { return w.to.KeepAll(ctx, r), nil })
 	return connect.NewResponse(res), err
 }
 
 func (w wire2) Take(ctx context.Context, req *connect.Request[routerv1.TakeRequest]) (*connect.Response[routerv1.TakeResponse], error) {
-	res, err := call(w, ctx, "take", req.Msg, func(r *routerv1.TakeRequest) (*routerv1.TakeResponse, error) { return w.to.ServeTake(r), nil })
+	res, err := call(ctx, w, "take", req.Msg, func(r *routerv1.TakeRequest) (*routerv1.TakeResponse, error) { return w.to.ServeTake(r), nil })
 	return connect.NewResponse(res), err
 }
 
 func (w wire2) Sync(ctx context.Context, req *connect.Request[routerv1.SyncRequest]) (*connect.Response[routerv1.SyncResponse], error) {
-	res, err := call(w, ctx, "sync", req.Msg, w.to.ServeSync)
+	res, err := call(ctx, w, "sync", req.Msg, w.to.ServeSync)
 	return connect.NewResponse(res), err
 }

@@ -367,9 +367,9 @@ func (w *world) live(p *handset, m *dispatch.Message) {
 
 // send is a simple dispatcher with the patience of a gateway: it returns when the
 // cluster has taken the message.
-func (w *world) send(p *handset, m *dispatch.Message) (at *member) {
+func (w *world) send(p *handset, m *dispatch.Message) {
 	for range 100 {
-		at = w.someone()
+		at := w.someone()
 		records, err := w.store.LookupFresh(context.Background(), p.key.UserKey)
 		if err != nil {
 			w.t.Error(err)
@@ -381,7 +381,7 @@ func (w *world) send(p *handset, m *dispatch.Message) (at *member) {
 			w.mu.Unlock()
 			if there {
 				w.live(p, m)
-				return at
+				return
 			}
 			w.pause(5)
 			continue
@@ -389,12 +389,11 @@ func (w *world) send(p *handset, m *dispatch.Message) (at *member) {
 		results := make(chan dispatch.BufferResult, 1)
 		at.Put(dispatch.BufferEntry{Key: p.key.UserKey, Devices: plan.Absent, Message: m, Done: func(r dispatch.BufferResult) { results <- r }})
 		if r := <-results; r == dispatch.Stored && !at.dead.Load() {
-			return at
+			return
 		}
 		w.pause(20)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.lost = append(w.lost, string(m.Bytes))
-	return at
 }

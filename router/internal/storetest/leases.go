@@ -50,9 +50,9 @@ func (l routerLeases) living(ctx context.Context) (refs []route.NodeRef, err err
 
 func leases(t *testing.T, l holders, pass func(time.Duration)) {
 	ctx := t.Context()
-	renew := func(r route.NodeRef, lease time.Duration) {
+	renew := func(r route.NodeRef) {
 		t.Helper()
-		if err := l.renew(ctx, r, lease); err != nil {
+		if err := l.renew(ctx, r, time.Minute); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -81,19 +81,19 @@ func leases(t *testing.T, l holders, pass func(time.Duration)) {
 	}
 
 	living("nobody yet")
-	renew(at("b", 9), time.Minute)
-	renew(at("a", 100), time.Minute)
-	renew(at("c", 1<<63+1), time.Minute)
+	renew(at("b", 9))
+	renew(at("a", 100))
+	renew(at("c", 1<<63+1))
 	living("sorted by ID", at("a", 100), at("b", 9), at("c", 1<<63+1))
 
 	// A renewal counts from now.
 	pass(40 * time.Second)
-	renew(at("b", 9), time.Minute)
+	renew(at("b", 9))
 	pass(30 * time.Second)
 	living("only b was renewed", at("b", 9))
 
 	// The highest incarnation wins, compared as numbers.
-	renew(at("b", 10), time.Minute)
+	renew(at("b", 10))
 	superseded("while its successor lives", at("b", 9))
 	living("the successor", at("b", 10))
 	remove(at("b", 9))
@@ -102,7 +102,7 @@ func leases(t *testing.T, l holders, pass func(time.Duration)) {
 	living("removals of what is not there", at("b", 10))
 
 	// What ran out or was removed is known for an hour, and may come back itself.
-	renew(at("a", 100), time.Minute)
+	renew(at("a", 100))
 	remove(at("b", 10))
 	living("removed at once", at("a", 100))
 	superseded("after its successor left", at("b", 9))
@@ -115,11 +115,11 @@ func leases(t *testing.T, l holders, pass func(time.Duration)) {
 	superseded("almost an hour after its successor left", at("b", 9))
 	superseded("almost an hour after its successor's lease ran out", at("a", 99))
 	pass(150 * time.Second)
-	renew(at("b", 9), time.Minute)
-	renew(at("a", 99), time.Minute)
+	renew(at("b", 9))
+	renew(at("a", 99))
 	living("forgotten after an hour", at("a", 99), at("b", 9))
 	remove(at("b", 9))
-	renew(at("b", 9), time.Minute)
+	renew(at("b", 9))
 	living("the same incarnation is back", at("a", 99), at("b", 9))
 }
 
