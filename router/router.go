@@ -153,7 +153,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.directory = directory.New(r.store, r.self, log, func() {
 		r.dispatcher.Prune()
 		r.buffer.Rebalance()
-	})
+	}, func() { r.buffer.Lapsed() })
 	limiter := tenant.NewLimiter(tenant.LimiterOptions{
 		Leaser: r.store, Routers: func() int { return len(r.directory.Routers()) }, Log: log,
 	})

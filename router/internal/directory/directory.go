@@ -42,6 +42,7 @@ type Directory struct {
 	self    route.Router
 	log     *slog.Logger
 	changed func()
+	lapsed  func()
 
 	view  atomic.Pointer[view]
 	heard heard
@@ -50,6 +51,7 @@ type Directory struct {
 	seen      map[string]time.Time        // guarded by mu: when routers were in the store last
 	listed    map[route.NodeRef]time.Time // guarded by mu: the same of gateways
 	gone      map[route.NodeRef]struct{}  // guarded by mu: left the picture, by the store's word
+	renewed   time.Time                   // guarded by mu: when the last renewal that succeeded began
 	strangers map[route.NodeRef]struct{}  // guarded by mu: looked up afresh and not found
 	unsaid    bool                        // guarded by mu: Alive saw a change that changed has not been called for
 	cancel    context.CancelFunc
@@ -73,10 +75,13 @@ type view struct {
 }
 
 // New returns a directory that knows nobody but this router. changed is called
-// within refreshEvery of every change of the picture, of gateways or of routers.
-func New(store Store, self route.Router, log *slog.Logger, changed func()) *Directory {
+// within refreshEvery of every change of the picture, of gateways or of routers;
+// lapsed when this router stood still for longer than its lease, before it takes
+// the lease again: others have counted it as dead, and taken over. It must not
+// block nor call back.
+func New(store Store, self route.Router, log *slog.Logger, changed, lapsed func()) *Directory {
 	d := &Directory{
-		store: store, self: self, log: log, changed: changed, mu: make(mutex, 1), done: make(chan struct{}), strangers: map[route.NodeRef]struct{}{},
+		store: store, self: self, log: log, changed: changed, lapsed: lapsed, mu: make(mutex, 1), done: make(chan struct{}), strangers: map[route.NodeRef]struct{}{},
 		seen: map[string]time.Time{}, listed: map[route.NodeRef]time.Time{}, gone: map[route.NodeRef]struct{}{},
 	}
 	d.view.Store(&view{routers: []route.Router{self}, names: []string{self.ID}})
@@ -126,8 +131,16 @@ func (d *Directory) refresh(ctx context.Context) {
 func (d *Directory) refreshLocked(ctx context.Context) (changed bool) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
+	began := time.Now()
+	if old := d.view.Load(); old.err == nil && !d.renewed.IsZero() && began.Sub(d.renewed) > Lease && len(old.routers) > 1 {
+		d.log.Warn("lease_lapsed", "for", (began.Sub(d.renewed) - Lease).String())
+		d.lapsed()
+	}
 	var p picture
 	p.err = d.store.RenewRouter(ctx, d.self, Lease)
+	if p.err == nil {
+		d.renewed = began
+	}
 	if p.err == nil {
 		p.gateways, p.err = d.store.Nodes(ctx)
 		p.partial = errors.Is(p.err, route.ErrPartial)

@@ -18,7 +18,7 @@ func router(id string) route.Router {
 }
 
 func start(s Store, id string) *Directory {
-	d := New(s, router(id), slog.New(slog.DiscardHandler), func() {})
+	d := New(s, router(id), slog.New(slog.DiscardHandler), func() {}, func() {})
 	d.Start()
 	return d
 }
@@ -262,7 +262,7 @@ func TestEveryChangeIsSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := memstore.New()
 		var said atomic.Int64
-		d := New(s, router("r1"), slog.New(slog.DiscardHandler), func() { said.Add(1) })
+		d := New(s, router("r1"), slog.New(slog.DiscardHandler), func() { said.Add(1) }, func() {})
 		d.Start()
 		defer stop(t, d)
 		expect := func(what string, want int64) {
@@ -286,5 +286,44 @@ func TestEveryChangeIsSaid(t *testing.T) {
 		expect("a gateway left", 1)
 		stop(t, other)
 		expect("a router left", 1)
+	})
+}
+
+// stalling is a store whose look-ups stop the whole router now and then.
+type stalling struct {
+	Store
+	stall atomic.Int64
+}
+
+func (s *stalling) Nodes(ctx context.Context) ([]route.Node, error) {
+	time.Sleep(time.Duration(s.stall.Swap(0))) // fake time
+	return s.Store.Nodes(ctx)
+}
+
+func TestALeaseThatHasLapsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lapsed atomic.Int64
+		s := &stalling{Store: memstore.New()}
+		d := New(s, router("r1"), slog.New(slog.DiscardHandler), func() {}, func() { lapsed.Add(1) })
+		d.Start()
+		defer stop(t, d)
+		for _, step := range []struct {
+			other bool
+			stall time.Duration
+			want  int64
+		}{{false, 2 * Lease, 0}, {true, Lease / 2, 0}, {true, 2 * Lease, 1}, {true, 0, 1}} {
+			if step.other {
+				if err := s.RenewRouter(t.Context(), router("r2"), time.Hour); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(time.Second) // fake time
+			s.stall.Store(int64(step.stall))
+			time.Sleep(step.stall + 2*time.Second) // fake time
+			synctest.Wait()
+			if lapsed.Load() != step.want {
+				t.Errorf("%+v: lapsed %d times", step, lapsed.Load())
+			}
+		}
 	})
 }

@@ -96,6 +96,28 @@ func (b *Buffer) take(key route.DeviceKey, lent bool) (out []Held) {
 	return out
 }
 
+// DropCopied drops what a copy was made of, and returns how much that was. It does
+// not call OnChange.
+func (b *Buffer) DropCopied() (n int) {
+	for i := range b.shards {
+		s := &b.shards[i]
+		s.mu.Lock()
+		for key, u := range s.users {
+			for i := 0; i < len(u.entries); {
+				if u.entries[i].copied == 0 {
+					i++
+					continue
+				}
+				b.remove(u, i)
+				n++
+			}
+			b.forgetEmpty(s, key, u)
+		}
+		s.mu.Unlock()
+	}
+	return n
+}
+
 // Settle says that the device has confirmed all that it took: nothing of it needs
 // to linger.
 func (b *Buffer) Settle(key route.DeviceKey) {

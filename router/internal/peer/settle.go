@@ -39,3 +39,15 @@ func (b *Buffer) takeSettled(key route.UserKey) []string {
 	delete(b.toSettle, key)
 	return devices
 }
+
+// Lapsed says that the other routers have counted this one as dead for a while:
+// whoever had copies of what is kept here has taken it over, and may have delivered
+// it. What there was no copy of stays.
+func (b *Buffer) Lapsed() {
+	if b.opts.Members == nil {
+		return
+	}
+	b.amu.Lock()
+	defer b.amu.Unlock()
+	b.opts.Local.DropCopied()
+}
