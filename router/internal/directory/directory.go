@@ -132,7 +132,8 @@ func (d *Directory) refreshLocked(ctx context.Context) (changed bool) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	began := time.Now()
-	if old := d.view.Load(); old.err == nil && !d.renewed.IsZero() && began.Sub(d.renewed) > Lease && len(old.routers) > 1 {
+	others := func(r route.Router) bool { return r.ID != d.self.ID }
+	if old := d.view.Load(); old.err == nil && !d.renewed.IsZero() && began.Sub(d.renewed) > Lease && slices.ContainsFunc(old.routers, others) {
 		d.log.Warn("lease_lapsed", "for", (began.Sub(d.renewed) - Lease).String())
 		d.lapsed()
 	}
