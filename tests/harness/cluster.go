@@ -48,7 +48,7 @@ type Cluster struct {
 	procs    []*Process // in the order of their start
 	ports    []port
 	registry []*Device
-	mu       sync.Mutex // guards registry
+	mu       sync.Mutex // guards registry, and the growth of procs against the proxies
 	later    sync.WaitGroup
 }
 
@@ -159,6 +159,12 @@ func (c *Cluster) service(kind string, p *Process) {
 		_, status, err := get("http://" + p.Internal + "/readyz")
 		return err == nil && status == http.StatusOK
 	}
+	c.register(p)
+}
+
+func (c *Cluster) register(p *Process) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.procs = append(c.procs, p)
 }
 
@@ -174,7 +180,7 @@ func (c *Cluster) redis(at string) error {
 	if err != nil {
 		return err
 	}
-	c.procs = append(c.procs, &Process{
+	c.register(&Process{
 		Name: "redis", t: c.t, path: bin, log: filepath.Join(c.dir, "redis.log"),
 		args:   []string{"--bind", host, "--port", number, "--save", "", "--appendonly", "no", "--dir", c.dir},
 		ready:  func() bool { _, err := redisDo(at, "PING"); return err == nil },
@@ -208,7 +214,10 @@ func (c *Cluster) reserve() (string, error) {
 func (c *Cluster) source(conn net.Conn) string {
 	names := map[int]string{}
 	var pids []int
-	for _, p := range c.procs {
+	c.mu.Lock()
+	procs := c.procs
+	c.mu.Unlock()
+	for _, p := range procs {
 		if pid := p.PID(); pid != 0 {
 			names[pid] = p.Name
 			pids = append(pids, pid)

@@ -100,9 +100,12 @@ func TestDirectoryAsksOthersOnFailure(t *testing.T) {
 	s := newSource(t, nowhere(t), r1.serve(t), r2.serve(t))
 	mustAnswer(t, s, "r1")
 	asked := r2.asked.Load()
-	mustAnswer(t, s, "r1")
-	if r2.asked.Load() != asked {
-		t.Error("one that answers is enough, and another was asked")
+	for range 5 {
+		mustAnswer(t, s, "r1")
+	}
+	// The question of the first round may arrive late.
+	if again := r2.asked.Load() - asked; again > 1 {
+		t.Errorf("one that answers is enough, and another was asked %d times", again)
 	}
 	r1.down.Store(true)
 	r2.down.Store(false)

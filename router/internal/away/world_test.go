@@ -91,7 +91,7 @@ func (w *world) router(id string) *member {
 		Store: w.open(m), Self: self, Lease: directory.Lease,
 		GhostTTL: func(string) time.Duration { return ghostTTL }, Telemetry: tel,
 	})
-	m.dir = directory.New(m.Store, self, tel.Log, func() {})
+	m.dir = directory.New(m.Store, self, tel.Log, func() {}, func() {})
 	w.routers = append(w.routers, m)
 	m.Start(Cluster{
 		Directory: m.dir,
