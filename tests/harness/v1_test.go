@@ -71,6 +71,9 @@ func fakeGateway(t *testing.T, got func(write func(*messagev1.ServerFrame), m *m
 			if m := f.GetMessage(); m != nil {
 				got(write, m)
 			}
+			if f.GetHeartbeatPing() != nil {
+				write(&messagev1.ServerFrame{Payload: &messagev1.ServerFrame_HeartbeatPong{HeartbeatPong: &messagev1.HeartbeatPong{}}})
+			}
 		}
 	}))
 	t.Cleanup(func() { srv.Close(); wg.Wait() })

@@ -189,8 +189,18 @@ func TestDeliver(t *testing.T) {
 func TestASecondStreamReplacesTheFirst(t *testing.T) {
 	g := start(t)
 	ann, _ := g.connect("ann", "d", 1)
-	first, second := g.deliver(hello()), g.deliver(hello(99))
-	second.answers(confirmed(99, session.LastLive)) // it is attached
+	// One is attached, and has had all it was told so far, before the next is.
+	attached := func(id uint64) *link {
+		l := g.deliver(hello(id))
+		confirms := 0
+		l.answers(func(m *gatewayv1.DeliverResponse) bool {
+			confirms += len(m.Confirms)
+			return confirms == 2
+		})
+		return l
+	}
+	first := attached(98)
+	second := attached(99)
 	for i, s := range []*link{first, second, first} {
 		if err := s.Send(&gatewayv1.DeliverRequest{Deliveries: []*gatewayv1.Delivery{delivery(uint64(i+1), ann.ID())}}); err != nil {
 			t.Fatal(err)
