@@ -5,7 +5,7 @@ SHELL := bash
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 TOOLS := $(CURDIR)/bin/tools
-MODULES := allinone controlplane ctl gateway internal proto router sdk/go tests
+MODULES := allinone controlplane ctl examples/history gateway internal proto router sdk/go tests
 export PATH := $(TOOLS):$(PATH)
 
 .PHONY: help
@@ -13,15 +13,19 @@ help: ## what there is
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | column -t -s $$'\t'
 
 .PHONY: deps
-deps: ## install redis-server (Debian package) if it is missing
-	@command -v redis-server >/dev/null || { \
-	  echo "installing the Debian package redis-server: the tests start their own on free ports"; \
+deps: ## install what tests start, if missing: redis-server, and Java and Maven for Kafka (Debian packages)
+	@missing=; \
+	command -v redis-server >/dev/null || missing+=" redis-server"; \
+	command -v java >/dev/null || missing+=" default-jre-headless"; \
+	command -v mvn >/dev/null || missing+=" maven"; \
+	[ -z "$$missing" ] || { \
+	  echo "installing the Debian packages$$missing: the tests start their own servers on free ports"; \
 	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
-	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; }
+	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; }
 
 .PHONY: test
-test: deps ## all tests, with the race detector and a real Redis
-	MICS_REQUIRE_REDIS=1 go test -race -timeout 15m work
+test: deps ## all tests, with the race detector, a real Redis and a real Kafka
+	MICS_REQUIRE_REDIS=1 MICS_REQUIRE_KAFKA=1 go test -race -timeout 15m work
 	go test -count=1 ./tests/deps # the test cache does not see other modules' imports
 
 .PHONY: build

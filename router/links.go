@@ -42,7 +42,7 @@ func (r *Router) openEvents() error {
 		return fmt.Errorf("%w: %w", config.ErrInvalid, err)
 	}
 	r.events = p
-	r.teardown.Push("events", eventsBudget, p.Stop)
+	r.teardown.Push("events", eventsBudget, func(ctx context.Context) error { p.Stop(ctx); return nil })
 	r.store.Ended = admit.Ended(p)
 	return nil
 }

@@ -143,9 +143,6 @@ func (pt *part) split() {
 	}
 }
 
-// full tells whether a batch needs to wait for no more events.
-func (pt *part) full() bool { return len(pt.queue) >= maxBatchEvents }
-
 // records makes the record batch for a topic; headers is nil for the tenant's
 // own.
 func records(items []*item, headers []*sarama.RecordHeader, now time.Time) *sarama.RecordBatch {

@@ -95,7 +95,7 @@ func (b *broker) allArrive(t *testing.T) {
 			time.Sleep(10 * time.Millisecond) // 20,000 a second at most, as the issue says
 		}
 	}
-	c := consume(t, b.addrs(), Topic(tenant), secret)
+	c := consume(t, b.addrs(), Topic(tenant))
 	checkOrder(t, c.until(n))
 	seen := ids(c.got)
 	for i := 1; i <= n; i++ {
@@ -150,11 +150,11 @@ func (b *broker) outage(t *testing.T, away func(), back func(testing.TB)) {
 	if got := w.published() + w.metrics.dead.Value() + lost; got != taken {
 		t.Errorf("taken %d, accounted for %d", taken, got)
 	}
-	main := consume(t, b.addrs(), Topic(tenant), secret)
+	main := consume(t, b.addrs(), Topic(tenant))
 	rs := main.until(int(w.published()))
 	checkOrder(t, rs)
 	main.poll(time.Second)
-	dead := consume(t, b.addrs(), DeadLetters(tenant), secret)
+	dead := consume(t, b.addrs(), DeadLetters(tenant))
 	dead.until(int(w.metrics.dead.Value()))
 	all := ids(append(rs, dead.got...))
 	for i := int64(1); i <= taken; i++ {
@@ -201,7 +201,7 @@ func (b *broker) deadLetters(t *testing.T) {
 			t.Errorf("redriven: %+v, %v", last, err)
 		}
 	}
-	c := consume(t, b.addrs(), Topic("letters"), secret)
+	c := consume(t, b.addrs(), Topic("letters"))
 	checkOrder(t, c.until(21))
 }
 
@@ -214,7 +214,7 @@ func (b *broker) tooLarge(t *testing.T) {
 		}
 		w.Publish("large", e)
 	}
-	c := consume(t, b.addrs(), Topic("large"), secret)
+	c := consume(t, b.addrs(), Topic("large"))
 	checkOrder(t, c.until(9))
 	testkit.Eventually(t, "it is dropped", func() bool { return w.drops(DropTooLarge) == 1 })
 }

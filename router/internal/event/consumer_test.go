@@ -83,7 +83,7 @@ type tenantOf struct {
 	got    []record
 }
 
-func consume(t testing.TB, addrs []string, topic, secret string) *tenantOf {
+func consume(t testing.TB, addrs []string, topic string) *tenantOf {
 	t.Helper()
 	c, err := kgo.NewClient(kgo.SeedBrokers(addrs...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchMaxWait(100*time.Millisecond), kgo.MetadataMinAge(50*time.Millisecond), kgo.UnknownTopicRetries(-1))

@@ -85,7 +85,7 @@ func newWorld(t testing.TB, addrs []string, with func(*Options)) *world {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), w.patience)
 		defer cancel()
-		_ = p.Stop(ctx)
+		p.Stop(ctx)
 		_ = tel.Shutdown(context.Background())
 		if t.Failed() {
 			t.Log(log.String())

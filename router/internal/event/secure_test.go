@@ -111,7 +111,7 @@ func (b *broker) secured(t *testing.T, p pki) {
 				return err
 			}
 		}
-		return a.CreateACL(open("im-mics-open"), allow())
+		return a.CreateACLs(allowed("im-mics-open"))
 	})
 	secure := func(mechanism, password string) func(*Options) {
 		return func(o *Options) {
@@ -138,7 +138,7 @@ func (b *broker) secured(t *testing.T, p pki) {
 		if err := a.CreateTopic(Topic("closed"), &sarama.TopicDetail{NumPartitions: 1, ReplicationFactor: 1}, false); err != nil {
 			return err
 		}
-		return a.CreateACL(open("im-mics-closed"), allow())
+		return a.CreateACLs(allowed("im-mics-closed"))
 	})
 	testkit.Eventually(t, "it is published once it may be", func() bool { return w.published() == 1 })
 	if n := w.log.count("mq_topic_unavailable"); n > 2 {
@@ -146,10 +146,10 @@ func (b *broker) secured(t *testing.T, p pki) {
 	}
 }
 
-func open(prefix string) sarama.Resource {
-	return sarama.Resource{ResourceType: sarama.AclResourceTopic, ResourceName: prefix, ResourcePatternType: sarama.AclPatternPrefixed}
-}
-
-func allow() sarama.Acl {
-	return sarama.Acl{Principal: "User:mics", Host: "*", Operation: sarama.AclOperationAll, PermissionType: sarama.AclPermissionAllow}
+// allowed lets the router's user do everything to topics with a prefix.
+func allowed(prefix string) []*sarama.ResourceAcls {
+	return []*sarama.ResourceAcls{{
+		Resource: sarama.Resource{ResourceType: sarama.AclResourceTopic, ResourceName: prefix, ResourcePatternType: sarama.AclPatternPrefixed},
+		Acls:     []*sarama.Acl{{Principal: "User:mics", Host: "*", Operation: sarama.AclOperationAll, PermissionType: sarama.AclPermissionAllow}},
+	}}
 }
