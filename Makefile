@@ -64,7 +64,7 @@ generate: $(TOOLS)/buf $(TOOLS)/protoc-gen-go ## generated code from the .proto 
 	buf generate
 
 .PHONY: lint
-lint: $(TOOLS)/buf $(TOOLS)/golangci-lint ## buf, golangci-lint, tidy go.mod files
+lint: $(TOOLS)/buf $(TOOLS)/golangci-lint ## buf (lint and breaking changes), golangci-lint
 	buf lint
 	if git rev-parse -q --verify origin/main >/dev/null && git ls-tree -r --name-only origin/main | grep -q '^buf.yaml$$'; then \
 	  buf breaking --against '.git#ref=refs/remotes/origin/main'; fi
