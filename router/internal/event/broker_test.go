@@ -123,6 +123,9 @@ func checkOrder(t *testing.T, rs []record) {
 	}
 }
 
+// outageTime is how long the broker is away, at least.
+const outageTime = 6 * time.Second
+
 // outage takes the broker away under traffic and checks that the accounts of
 // afterwards add up: what was taken has arrived, is a dead letter or was counted
 // as dropped.
@@ -132,10 +135,8 @@ func (b *broker) outage(t *testing.T, away func(), back func(testing.TB)) {
 	tr := start(w, tenant, 1000)
 	testkit.Eventually(t, "events flow", func() bool { return w.published() > 500 })
 	away()
-	time.Sleep(6 * time.Second) // the outage itself
-	if w.metrics.retried.Value() == 0 {
-		t.Error("the outage was not noticed")
-	}
+	time.Sleep(outageTime)
+	testkit.Eventually(t, "the outage is noticed", func() bool { return w.metrics.retried.Value() > 0 })
 	early := newWorld(t, b.addrs(), nil) // starts while there is no broker
 	early.Publish(tenant+"-early", chat("early", "ann", "bob"))
 	back(t)
@@ -165,7 +166,8 @@ func (b *broker) outage(t *testing.T, away func(), back func(testing.TB)) {
 	if lost != 0 || int64(len(main.got)) != w.published() {
 		t.Errorf("%d more are missing than were counted as dropped; %d records of %d events", -lost, len(main.got), w.published())
 	}
-	if worst := time.Duration(tr.worst.Load()); worst > 500*time.Millisecond {
+	// It waits for no broker: whatever this machine does, not for as long as that.
+	if worst := time.Duration(tr.worst.Load()); worst > outageTime/2 {
 		t.Errorf("Publish blocked for %v", worst)
 	}
 	t.Logf("taken %d: published %d, dead letters %d, refused at the entrance %d; slowest Publish %v",
