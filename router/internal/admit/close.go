@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/internal/fault"
-	"github.com/mics-im/mics/internal/frame"
-	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/route"
@@ -117,7 +115,7 @@ func (a *Admitter) handBack(ctx context.Context, node route.NodeRef, s *routerv1
 	}
 	a.ledger.forget(route.Location{Node: node, Session: s.SessionId})
 	a.opts.Stats.HandedBack.Add(int64(len(s.Undelivered)))
-	return a.keep(ctx, c.Key, messages(s.Undelivered))
+	return a.keep(ctx, c.Key, dispatch.Messages(s.Undelivered))
 }
 
 // keep puts messages in front of the device's buffer, in their order. What the
@@ -194,21 +192,6 @@ func (a *Admitter) abandon(ctx context.Context, loc route.Location) error {
 		return fault.Wrap(fault.Unavailable, "change routes", err)
 	}
 	return nil
-}
-
-// messages reads what a session gives back.
-func messages(undelivered []*gatewayv1.Undelivered) []*dispatch.Message {
-	out := make([]*dispatch.Message, 0, len(undelivered))
-	for _, u := range undelivered {
-		m := &dispatch.Message{Bytes: u.Message, Unmoderated: u.Unmoderated}
-		if len(u.Key) == len(m.Key) {
-			copy(m.Key[:], u.Key)
-		} else if h, err := frame.ParseMessage(u.Message); err == nil {
-			m.Key = frame.Key(h)
-		}
-		out = append(out, m)
-	}
-	return out
 }
 
 // keyBytes is a key for the wire; one that names nothing is left out.

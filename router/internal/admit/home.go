@@ -215,7 +215,7 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 			seqs = append(seqs, u.Seq)
 		}
 	}
-	return messages(got.Undelivered), seqs
+	return dispatch.Messages(got.Undelivered), seqs
 }
 
 // handover asks the gateway of a session; nil without an error: it is dead.

@@ -8,7 +8,6 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/mics-im/mics/internal/rpc"
-	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/offline"
@@ -324,21 +323,4 @@ func (b *Buffer) KeepAll(ctx context.Context, req *routerv1.BufferRequest) *rout
 		}
 	}
 	return res
-}
-
-// HandBack keeps what a closing session did not deliver, before everything
-// that came later; online is called for what its device must get live, since
-// it is back already.
-func (b *Buffer) HandBack(key route.DeviceKey, undelivered []*gatewayv1.Undelivered, online func(*dispatch.Message), lost func(n int)) {
-	for _, u := range undelivered {
-		m := &dispatch.Message{Bytes: u.Message, Unmoderated: u.Unmoderated, Key: KeyOf(u.Key)}
-		b.Put(dispatch.BufferEntry{Key: key.UserKey, Devices: []string{key.Device}, Message: m, Front: true, Done: func(r dispatch.BufferResult) {
-			switch r {
-			case dispatch.Online:
-				online(m)
-			case dispatch.NotKept:
-				lost(1)
-			}
-		}})
-	}
 }

@@ -5,10 +5,8 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/mics-im/mics/internal/fault"
-	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dispatch"
-	"github.com/mics-im/mics/router/internal/peer"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -32,16 +30,8 @@ func (s *Service) Hold(_ context.Context, req *connect.Request[routerv1.HoldRequ
 		if key.Check() != nil {
 			return nil, fault.New(fault.Invalid, "tenant_id, user_id and device_id are required")
 		}
-		ids, _ := s.opts.Keeper.Hold(key, route.Location{Node: node, Session: h.GetSessionId()}, messagesOf(h.GetMessages()))
+		ids, _ := s.opts.Keeper.Hold(key, route.Location{Node: node, Session: h.GetSessionId()}, dispatch.Messages(h.GetMessages()))
 		res.Sessions = append(res.Sessions, &routerv1.HeldIDs{Ids: ids})
 	}
 	return connect.NewResponse(res), nil
-}
-
-func messagesOf(list []*gatewayv1.Undelivered) []*dispatch.Message {
-	out := make([]*dispatch.Message, len(list))
-	for i, u := range list {
-		out[i] = &dispatch.Message{Bytes: u.GetMessage(), Unmoderated: u.GetUnmoderated(), Key: peer.KeyOf(u.GetKey())}
-	}
-	return out
 }

@@ -1,0 +1,22 @@
+package dispatch
+
+import (
+	"github.com/mics-im/mics/internal/frame"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+)
+
+// Messages reads what a session gives back. What came without a key gets the one
+// that its content has, if it can be read.
+func Messages(undelivered []*gatewayv1.Undelivered) []*Message {
+	out := make([]*Message, len(undelivered))
+	for i, u := range undelivered {
+		m := &Message{Bytes: u.GetMessage(), Unmoderated: u.GetUnmoderated()}
+		if len(u.GetKey()) == len(m.Key) {
+			copy(m.Key[:], u.GetKey())
+		} else if h, err := frame.ParseMessage(m.Bytes); err == nil {
+			m.Key = frame.Key(h)
+		}
+		out[i] = m
+	}
+	return out
+}
