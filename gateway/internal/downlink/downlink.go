@@ -31,6 +31,8 @@ type Options struct {
 
 // Service implements gatewayv1connect.GatewayServiceHandler.
 type Service struct {
+	gatewayv1connect.UnimplementedGatewayServiceHandler
+
 	o       Options
 	started time.Time
 	refused *telemetry.CounterVec

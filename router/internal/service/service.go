@@ -69,6 +69,8 @@ type Options struct {
 
 // Service implements RouterService and PeerService.
 type Service struct {
+	routerv1connect.UnimplementedRouterServiceHandler
+
 	opts Options
 
 	stopping chan struct{} // closed by Close

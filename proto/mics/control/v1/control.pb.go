@@ -74,6 +74,154 @@ func (NodeKind) EnumDescriptor() ([]byte, []int) {
 	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{0}
 }
 
+type TerminateRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	NodeId      string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Sessions    uint64                 `protobuf:"varint,3,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// What the gateway has left for its drain.
+	TimeoutMs     uint64 `protobuf:"varint,4,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TerminateRequest) Reset() {
+	*x = TerminateRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TerminateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TerminateRequest) ProtoMessage() {}
+
+func (x *TerminateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TerminateRequest.ProtoReflect.Descriptor instead.
+func (*TerminateRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *TerminateRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *TerminateRequest) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *TerminateRequest) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *TerminateRequest) GetTimeoutMs() uint64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+type TerminateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It may drain, under this operation.
+	Granted     bool   `protobuf:"varint,1,opt,name=granted,proto3" json:"granted,omitempty"`
+	OperationId string `protobuf:"bytes,2,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	// Why not yet.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// As in DrainRequest.
+	SessionsPerSecond float64      `protobuf:"fixed64,4,opt,name=sessions_per_second,json=sessionsPerSecond,proto3" json:"sessions_per_second,omitempty"`
+	Targets           []*v1.Target `protobuf:"bytes,5,rep,name=targets,proto3" json:"targets,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *TerminateResponse) Reset() {
+	*x = TerminateResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TerminateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TerminateResponse) ProtoMessage() {}
+
+func (x *TerminateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TerminateResponse.ProtoReflect.Descriptor instead.
+func (*TerminateResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TerminateResponse) GetGranted() bool {
+	if x != nil {
+		return x.Granted
+	}
+	return false
+}
+
+func (x *TerminateResponse) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *TerminateResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TerminateResponse) GetSessionsPerSecond() float64 {
+	if x != nil {
+		return x.SessionsPerSecond
+	}
+	return 0
+}
+
+func (x *TerminateResponse) GetTargets() []*v1.Target {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
 type Node struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Kind        NodeKind               `protobuf:"varint,1,opt,name=kind,proto3,enum=mics.control.v1.NodeKind" json:"kind,omitempty"`
@@ -100,7 +248,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[0]
+	mi := &file_mics_control_v1_control_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -112,7 +260,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[0]
+	mi := &file_mics_control_v1_control_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -125,7 +273,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{0}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Node) GetKind() NodeKind {
@@ -248,7 +396,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[1]
+	mi := &file_mics_control_v1_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -260,7 +408,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[1]
+	mi := &file_mics_control_v1_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -273,7 +421,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{1}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{3}
 }
 
 type ListNodesResponse struct {
@@ -289,7 +437,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[2]
+	mi := &file_mics_control_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -301,7 +449,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[2]
+	mi := &file_mics_control_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -314,7 +462,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -346,7 +494,7 @@ type WatchNodesRequest struct {
 
 func (x *WatchNodesRequest) Reset() {
 	*x = WatchNodesRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[3]
+	mi := &file_mics_control_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -358,7 +506,7 @@ func (x *WatchNodesRequest) String() string {
 func (*WatchNodesRequest) ProtoMessage() {}
 
 func (x *WatchNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[3]
+	mi := &file_mics_control_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -371,7 +519,7 @@ func (x *WatchNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNodesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNodesRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 type WatchNodesResponse struct {
@@ -385,7 +533,7 @@ type WatchNodesResponse struct {
 
 func (x *WatchNodesResponse) Reset() {
 	*x = WatchNodesResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[4]
+	mi := &file_mics_control_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +545,7 @@ func (x *WatchNodesResponse) String() string {
 func (*WatchNodesResponse) ProtoMessage() {}
 
 func (x *WatchNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[4]
+	mi := &file_mics_control_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +558,7 @@ func (x *WatchNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNodesResponse.ProtoReflect.Descriptor instead.
 func (*WatchNodesResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WatchNodesResponse) GetNodes() []*Node {
@@ -448,7 +596,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[5]
+	mi := &file_mics_control_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +608,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[5]
+	mi := &file_mics_control_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,7 +621,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListSessionsRequest) GetTenantId() string {
@@ -516,7 +664,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[6]
+	mi := &file_mics_control_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -528,7 +676,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[6]
+	mi := &file_mics_control_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -541,7 +689,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -575,7 +723,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[7]
+	mi := &file_mics_control_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +735,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[7]
+	mi := &file_mics_control_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +748,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Session) GetNodeId() string {
@@ -631,7 +779,7 @@ type KickRequest struct {
 
 func (x *KickRequest) Reset() {
 	*x = KickRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[8]
+	mi := &file_mics_control_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +791,7 @@ func (x *KickRequest) String() string {
 func (*KickRequest) ProtoMessage() {}
 
 func (x *KickRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[8]
+	mi := &file_mics_control_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +804,7 @@ func (x *KickRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KickRequest.ProtoReflect.Descriptor instead.
 func (*KickRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *KickRequest) GetTenantId() string {
@@ -698,7 +846,7 @@ type KickResponse struct {
 
 func (x *KickResponse) Reset() {
 	*x = KickResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[9]
+	mi := &file_mics_control_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +858,7 @@ func (x *KickResponse) String() string {
 func (*KickResponse) ProtoMessage() {}
 
 func (x *KickResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[9]
+	mi := &file_mics_control_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +871,7 @@ func (x *KickResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KickResponse.ProtoReflect.Descriptor instead.
 func (*KickResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *KickResponse) GetKicked() uint32 {
@@ -749,7 +897,7 @@ type ListDLQRequest struct {
 
 func (x *ListDLQRequest) Reset() {
 	*x = ListDLQRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[10]
+	mi := &file_mics_control_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +909,7 @@ func (x *ListDLQRequest) String() string {
 func (*ListDLQRequest) ProtoMessage() {}
 
 func (x *ListDLQRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[10]
+	mi := &file_mics_control_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +922,7 @@ func (x *ListDLQRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDLQRequest.ProtoReflect.Descriptor instead.
 func (*ListDLQRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListDLQRequest) GetRequest() *v11.ListDLQRequest {
@@ -793,7 +941,7 @@ type ListDLQResponse struct {
 
 func (x *ListDLQResponse) Reset() {
 	*x = ListDLQResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[11]
+	mi := &file_mics_control_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -805,7 +953,7 @@ func (x *ListDLQResponse) String() string {
 func (*ListDLQResponse) ProtoMessage() {}
 
 func (x *ListDLQResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[11]
+	mi := &file_mics_control_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -818,7 +966,7 @@ func (x *ListDLQResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDLQResponse.ProtoReflect.Descriptor instead.
 func (*ListDLQResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListDLQResponse) GetResponse() *v11.ListDLQResponse {
@@ -837,7 +985,7 @@ type RedriveDLQRequest struct {
 
 func (x *RedriveDLQRequest) Reset() {
 	*x = RedriveDLQRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[12]
+	mi := &file_mics_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +997,7 @@ func (x *RedriveDLQRequest) String() string {
 func (*RedriveDLQRequest) ProtoMessage() {}
 
 func (x *RedriveDLQRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[12]
+	mi := &file_mics_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +1010,7 @@ func (x *RedriveDLQRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveDLQRequest.ProtoReflect.Descriptor instead.
 func (*RedriveDLQRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RedriveDLQRequest) GetRequest() *v11.RedriveDLQRequest {
@@ -881,7 +1029,7 @@ type RedriveDLQResponse struct {
 
 func (x *RedriveDLQResponse) Reset() {
 	*x = RedriveDLQResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[13]
+	mi := &file_mics_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +1041,7 @@ func (x *RedriveDLQResponse) String() string {
 func (*RedriveDLQResponse) ProtoMessage() {}
 
 func (x *RedriveDLQResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[13]
+	mi := &file_mics_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +1054,7 @@ func (x *RedriveDLQResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveDLQResponse.ProtoReflect.Descriptor instead.
 func (*RedriveDLQResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RedriveDLQResponse) GetProgress() *v11.RedriveProgress {
@@ -924,7 +1072,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[14]
+	mi := &file_mics_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1084,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[14]
+	mi := &file_mics_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1097,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 type VersionResponse struct {
@@ -962,7 +1110,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[15]
+	mi := &file_mics_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1122,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[15]
+	mi := &file_mics_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1135,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VersionResponse) GetNodeId() string {
@@ -1008,7 +1156,19 @@ var File_mics_control_v1_control_proto protoreflect.FileDescriptor
 
 const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x1dmics/control/v1/control.proto\x12\x0fmics.control.v1\x1a\x1dmics/gateway/v1/gateway.proto\x1a\x1bmics/router/v1/router.proto\"\xdc\x04\n" +
+	"\x1dmics/control/v1/control.proto\x12\x0fmics.control.v1\x1a\x1dmics/gateway/v1/gateway.proto\x1a\x1bmics/router/v1/router.proto\"\x88\x01\n" +
+	"\x10TerminateRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1a\n" +
+	"\bsessions\x18\x03 \x01(\x04R\bsessions\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x04 \x01(\x04R\ttimeoutMs\"\xcb\x01\n" +
+	"\x11TerminateResponse\x12\x18\n" +
+	"\agranted\x18\x01 \x01(\bR\agranted\x12!\n" +
+	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12.\n" +
+	"\x13sessions_per_second\x18\x04 \x01(\x01R\x11sessionsPerSecond\x121\n" +
+	"\atargets\x18\x05 \x03(\v2\x17.mics.gateway.v1.TargetR\atargets\"\xdc\x04\n" +
 	"\x04Node\x12-\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x19.mics.control.v1.NodeKindR\x04kind\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12 \n" +
@@ -1083,7 +1243,9 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\aListDLQ\x12\x1f.mics.control.v1.ListDLQRequest\x1a .mics.control.v1.ListDLQResponse0\x01\x12W\n" +
 	"\n" +
 	"RedriveDLQ\x12\".mics.control.v1.RedriveDLQRequest\x1a#.mics.control.v1.RedriveDLQResponse0\x01\x12L\n" +
-	"\aVersion\x12\x1f.mics.control.v1.VersionRequest\x1a .mics.control.v1.VersionResponseB9Z7github.com/mics-im/mics/proto/mics/control/v1;controlv1b\x06proto3"
+	"\aVersion\x12\x1f.mics.control.v1.VersionRequest\x1a .mics.control.v1.VersionResponse2a\n" +
+	"\vNodeService\x12R\n" +
+	"\tTerminate\x12!.mics.control.v1.TerminateRequest\x1a\".mics.control.v1.TerminateResponseB9Z7github.com/mics-im/mics/proto/mics/control/v1;controlv1b\x06proto3"
 
 var (
 	file_mics_control_v1_control_proto_rawDescOnce sync.Once
@@ -1098,62 +1260,68 @@ func file_mics_control_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_mics_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mics_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_mics_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_mics_control_v1_control_proto_goTypes = []any{
 	(NodeKind)(0),                 // 0: mics.control.v1.NodeKind
-	(*Node)(nil),                  // 1: mics.control.v1.Node
-	(*ListNodesRequest)(nil),      // 2: mics.control.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 3: mics.control.v1.ListNodesResponse
-	(*WatchNodesRequest)(nil),     // 4: mics.control.v1.WatchNodesRequest
-	(*WatchNodesResponse)(nil),    // 5: mics.control.v1.WatchNodesResponse
-	(*ListSessionsRequest)(nil),   // 6: mics.control.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),  // 7: mics.control.v1.ListSessionsResponse
-	(*Session)(nil),               // 8: mics.control.v1.Session
-	(*KickRequest)(nil),           // 9: mics.control.v1.KickRequest
-	(*KickResponse)(nil),          // 10: mics.control.v1.KickResponse
-	(*ListDLQRequest)(nil),        // 11: mics.control.v1.ListDLQRequest
-	(*ListDLQResponse)(nil),       // 12: mics.control.v1.ListDLQResponse
-	(*RedriveDLQRequest)(nil),     // 13: mics.control.v1.RedriveDLQRequest
-	(*RedriveDLQResponse)(nil),    // 14: mics.control.v1.RedriveDLQResponse
-	(*VersionRequest)(nil),        // 15: mics.control.v1.VersionRequest
-	(*VersionResponse)(nil),       // 16: mics.control.v1.VersionResponse
-	(v1.Phase)(0),                 // 17: mics.gateway.v1.Phase
-	(*v1.SessionInfo)(nil),        // 18: mics.gateway.v1.SessionInfo
-	(*v11.ListDLQRequest)(nil),    // 19: mics.router.v1.ListDLQRequest
-	(*v11.ListDLQResponse)(nil),   // 20: mics.router.v1.ListDLQResponse
-	(*v11.RedriveDLQRequest)(nil), // 21: mics.router.v1.RedriveDLQRequest
-	(*v11.RedriveProgress)(nil),   // 22: mics.router.v1.RedriveProgress
+	(*TerminateRequest)(nil),      // 1: mics.control.v1.TerminateRequest
+	(*TerminateResponse)(nil),     // 2: mics.control.v1.TerminateResponse
+	(*Node)(nil),                  // 3: mics.control.v1.Node
+	(*ListNodesRequest)(nil),      // 4: mics.control.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),     // 5: mics.control.v1.ListNodesResponse
+	(*WatchNodesRequest)(nil),     // 6: mics.control.v1.WatchNodesRequest
+	(*WatchNodesResponse)(nil),    // 7: mics.control.v1.WatchNodesResponse
+	(*ListSessionsRequest)(nil),   // 8: mics.control.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),  // 9: mics.control.v1.ListSessionsResponse
+	(*Session)(nil),               // 10: mics.control.v1.Session
+	(*KickRequest)(nil),           // 11: mics.control.v1.KickRequest
+	(*KickResponse)(nil),          // 12: mics.control.v1.KickResponse
+	(*ListDLQRequest)(nil),        // 13: mics.control.v1.ListDLQRequest
+	(*ListDLQResponse)(nil),       // 14: mics.control.v1.ListDLQResponse
+	(*RedriveDLQRequest)(nil),     // 15: mics.control.v1.RedriveDLQRequest
+	(*RedriveDLQResponse)(nil),    // 16: mics.control.v1.RedriveDLQResponse
+	(*VersionRequest)(nil),        // 17: mics.control.v1.VersionRequest
+	(*VersionResponse)(nil),       // 18: mics.control.v1.VersionResponse
+	(*v1.Target)(nil),             // 19: mics.gateway.v1.Target
+	(v1.Phase)(0),                 // 20: mics.gateway.v1.Phase
+	(*v1.SessionInfo)(nil),        // 21: mics.gateway.v1.SessionInfo
+	(*v11.ListDLQRequest)(nil),    // 22: mics.router.v1.ListDLQRequest
+	(*v11.ListDLQResponse)(nil),   // 23: mics.router.v1.ListDLQResponse
+	(*v11.RedriveDLQRequest)(nil), // 24: mics.router.v1.RedriveDLQRequest
+	(*v11.RedriveProgress)(nil),   // 25: mics.router.v1.RedriveProgress
 }
 var file_mics_control_v1_control_proto_depIdxs = []int32{
-	0,  // 0: mics.control.v1.Node.kind:type_name -> mics.control.v1.NodeKind
-	17, // 1: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
-	1,  // 2: mics.control.v1.ListNodesResponse.nodes:type_name -> mics.control.v1.Node
-	1,  // 3: mics.control.v1.WatchNodesResponse.nodes:type_name -> mics.control.v1.Node
-	8,  // 4: mics.control.v1.ListSessionsResponse.sessions:type_name -> mics.control.v1.Session
-	18, // 5: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
-	19, // 6: mics.control.v1.ListDLQRequest.request:type_name -> mics.router.v1.ListDLQRequest
-	20, // 7: mics.control.v1.ListDLQResponse.response:type_name -> mics.router.v1.ListDLQResponse
-	21, // 8: mics.control.v1.RedriveDLQRequest.request:type_name -> mics.router.v1.RedriveDLQRequest
-	22, // 9: mics.control.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
-	2,  // 10: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
-	4,  // 11: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
-	6,  // 12: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
-	9,  // 13: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
-	11, // 14: mics.control.v1.ControlService.ListDLQ:input_type -> mics.control.v1.ListDLQRequest
-	13, // 15: mics.control.v1.ControlService.RedriveDLQ:input_type -> mics.control.v1.RedriveDLQRequest
-	15, // 16: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
-	3,  // 17: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
-	5,  // 18: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
-	7,  // 19: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
-	10, // 20: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
-	12, // 21: mics.control.v1.ControlService.ListDLQ:output_type -> mics.control.v1.ListDLQResponse
-	14, // 22: mics.control.v1.ControlService.RedriveDLQ:output_type -> mics.control.v1.RedriveDLQResponse
-	16, // 23: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
-	17, // [17:24] is the sub-list for method output_type
-	10, // [10:17] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	19, // 0: mics.control.v1.TerminateResponse.targets:type_name -> mics.gateway.v1.Target
+	0,  // 1: mics.control.v1.Node.kind:type_name -> mics.control.v1.NodeKind
+	20, // 2: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
+	3,  // 3: mics.control.v1.ListNodesResponse.nodes:type_name -> mics.control.v1.Node
+	3,  // 4: mics.control.v1.WatchNodesResponse.nodes:type_name -> mics.control.v1.Node
+	10, // 5: mics.control.v1.ListSessionsResponse.sessions:type_name -> mics.control.v1.Session
+	21, // 6: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
+	22, // 7: mics.control.v1.ListDLQRequest.request:type_name -> mics.router.v1.ListDLQRequest
+	23, // 8: mics.control.v1.ListDLQResponse.response:type_name -> mics.router.v1.ListDLQResponse
+	24, // 9: mics.control.v1.RedriveDLQRequest.request:type_name -> mics.router.v1.RedriveDLQRequest
+	25, // 10: mics.control.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
+	4,  // 11: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
+	6,  // 12: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
+	8,  // 13: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
+	11, // 14: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
+	13, // 15: mics.control.v1.ControlService.ListDLQ:input_type -> mics.control.v1.ListDLQRequest
+	15, // 16: mics.control.v1.ControlService.RedriveDLQ:input_type -> mics.control.v1.RedriveDLQRequest
+	17, // 17: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
+	1,  // 18: mics.control.v1.NodeService.Terminate:input_type -> mics.control.v1.TerminateRequest
+	5,  // 19: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
+	7,  // 20: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
+	9,  // 21: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
+	12, // 22: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
+	14, // 23: mics.control.v1.ControlService.ListDLQ:output_type -> mics.control.v1.ListDLQResponse
+	16, // 24: mics.control.v1.ControlService.RedriveDLQ:output_type -> mics.control.v1.RedriveDLQResponse
+	18, // 25: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
+	2,  // 26: mics.control.v1.NodeService.Terminate:output_type -> mics.control.v1.TerminateResponse
+	19, // [19:27] is the sub-list for method output_type
+	11, // [11:19] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_mics_control_v1_control_proto_init() }
@@ -1167,9 +1335,9 @@ func file_mics_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_control_v1_control_proto_rawDesc), len(file_mics_control_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_mics_control_v1_control_proto_goTypes,
 		DependencyIndexes: file_mics_control_v1_control_proto_depIdxs,

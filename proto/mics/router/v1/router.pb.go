@@ -133,7 +133,7 @@ func (x BufferResponse_Result) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BufferResponse_Result.Descriptor instead.
 func (BufferResponse_Result) EnumDescriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{35, 0}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{38, 0}
 }
 
 type RouterInfo struct {
@@ -1516,9 +1516,11 @@ func (*DirectoryRequest) Descriptor() ([]byte, []int) {
 }
 
 type DirectoryResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Gateways      []*v1.GatewayInfo      `protobuf:"bytes,1,rep,name=gateways,proto3" json:"gateways,omitempty"`
-	Routers       []*RouterInfo          `protobuf:"bytes,2,rep,name=routers,proto3" json:"routers,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Gateways []*v1.GatewayInfo      `protobuf:"bytes,1,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	Routers  []*RouterInfo          `protobuf:"bytes,2,rep,name=routers,proto3" json:"routers,omitempty"`
+	// Which router answers.
+	AnsweredBy    *RouterInfo `protobuf:"bytes,3,opt,name=answered_by,json=answeredBy,proto3" json:"answered_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1567,6 +1569,214 @@ func (x *DirectoryResponse) GetRouters() []*RouterInfo {
 	return nil
 }
 
+func (x *DirectoryResponse) GetAnsweredBy() *RouterInfo {
+	if x != nil {
+		return x.AnsweredBy
+	}
+	return nil
+}
+
+type SignalsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalsRequest) Reset() {
+	*x = SignalsRequest{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalsRequest) ProtoMessage() {}
+
+func (x *SignalsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalsRequest.ProtoReflect.Descriptor instead.
+func (*SignalsRequest) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{22}
+}
+
+// SignalsResponse is what one router has counted, since its start, about the
+// gateways that it serves.
+type SignalsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Router        *RouterInfo            `protobuf:"bytes,1,opt,name=router,proto3" json:"router,omitempty"`
+	Gateways      []*GatewaySignals      `protobuf:"bytes,2,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalsResponse) Reset() {
+	*x = SignalsResponse{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalsResponse) ProtoMessage() {}
+
+func (x *SignalsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalsResponse.ProtoReflect.Descriptor instead.
+func (*SignalsResponse) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SignalsResponse) GetRouter() *RouterInfo {
+	if x != nil {
+		return x.Router
+	}
+	return nil
+}
+
+func (x *SignalsResponse) GetGateways() []*GatewaySignals {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
+}
+
+type GatewaySignals struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	NodeId      string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// Calls of tenants' hooks on behalf of this gateway's clients.
+	HooksOk     uint64 `protobuf:"varint,3,opt,name=hooks_ok,json=hooksOk,proto3" json:"hooks_ok,omitempty"`
+	HooksFailed uint64 `protobuf:"varint,4,opt,name=hooks_failed,json=hooksFailed,proto3" json:"hooks_failed,omitempty"`
+	// Deliveries handed to this gateway, and those that could not be.
+	ForwardsOk     uint64 `protobuf:"varint,5,opt,name=forwards_ok,json=forwardsOk,proto3" json:"forwards_ok,omitempty"`
+	ForwardsFailed uint64 `protobuf:"varint,6,opt,name=forwards_failed,json=forwardsFailed,proto3" json:"forwards_failed,omitempty"`
+	RateLimited    uint64 `protobuf:"varint,7,opt,name=rate_limited,json=rateLimited,proto3" json:"rate_limited,omitempty"`
+	Messages       uint64 `protobuf:"varint,8,opt,name=messages,proto3" json:"messages,omitempty"`
+	// Of the auth hook, in milliseconds.
+	AuthMs        *v1.Histogram `protobuf:"bytes,9,opt,name=auth_ms,json=authMs,proto3" json:"auth_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatewaySignals) Reset() {
+	*x = GatewaySignals{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatewaySignals) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatewaySignals) ProtoMessage() {}
+
+func (x *GatewaySignals) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatewaySignals.ProtoReflect.Descriptor instead.
+func (*GatewaySignals) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *GatewaySignals) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *GatewaySignals) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *GatewaySignals) GetHooksOk() uint64 {
+	if x != nil {
+		return x.HooksOk
+	}
+	return 0
+}
+
+func (x *GatewaySignals) GetHooksFailed() uint64 {
+	if x != nil {
+		return x.HooksFailed
+	}
+	return 0
+}
+
+func (x *GatewaySignals) GetForwardsOk() uint64 {
+	if x != nil {
+		return x.ForwardsOk
+	}
+	return 0
+}
+
+func (x *GatewaySignals) GetForwardsFailed() uint64 {
+	if x != nil {
+		return x.ForwardsFailed
+	}
+	return 0
+}
+
+func (x *GatewaySignals) GetRateLimited() uint64 {
+	if x != nil {
+		return x.RateLimited
+	}
+	return 0
+}
+
+func (x *GatewaySignals) GetMessages() uint64 {
+	if x != nil {
+		return x.Messages
+	}
+	return 0
+}
+
+func (x *GatewaySignals) GetAuthMs() *v1.Histogram {
+	if x != nil {
+		return x.AuthMs
+	}
+	return nil
+}
+
 type ListDLQRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	TenantId string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
@@ -1584,7 +1794,7 @@ type ListDLQRequest struct {
 
 func (x *ListDLQRequest) Reset() {
 	*x = ListDLQRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[22]
+	mi := &file_mics_router_v1_router_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1596,7 +1806,7 @@ func (x *ListDLQRequest) String() string {
 func (*ListDLQRequest) ProtoMessage() {}
 
 func (x *ListDLQRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[22]
+	mi := &file_mics_router_v1_router_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +1819,7 @@ func (x *ListDLQRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDLQRequest.ProtoReflect.Descriptor instead.
 func (*ListDLQRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{22}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListDLQRequest) GetTenantId() string {
@@ -1657,7 +1867,7 @@ type DeadLetterRef struct {
 
 func (x *DeadLetterRef) Reset() {
 	*x = DeadLetterRef{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[23]
+	mi := &file_mics_router_v1_router_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1879,7 @@ func (x *DeadLetterRef) String() string {
 func (*DeadLetterRef) ProtoMessage() {}
 
 func (x *DeadLetterRef) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[23]
+	mi := &file_mics_router_v1_router_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1892,7 @@ func (x *DeadLetterRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetterRef.ProtoReflect.Descriptor instead.
 func (*DeadLetterRef) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{23}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeadLetterRef) GetPartition() int32 {
@@ -1710,7 +1920,7 @@ type ListDLQResponse struct {
 
 func (x *ListDLQResponse) Reset() {
 	*x = ListDLQResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	mi := &file_mics_router_v1_router_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1932,7 @@ func (x *ListDLQResponse) String() string {
 func (*ListDLQResponse) ProtoMessage() {}
 
 func (x *ListDLQResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[24]
+	mi := &file_mics_router_v1_router_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1945,7 @@ func (x *ListDLQResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDLQResponse.ProtoReflect.Descriptor instead.
 func (*ListDLQResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{24}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListDLQResponse) GetLetters() []*DeadLetter {
@@ -1772,7 +1982,7 @@ type DeadLetter struct {
 
 func (x *DeadLetter) Reset() {
 	*x = DeadLetter{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[25]
+	mi := &file_mics_router_v1_router_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +1994,7 @@ func (x *DeadLetter) String() string {
 func (*DeadLetter) ProtoMessage() {}
 
 func (x *DeadLetter) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[25]
+	mi := &file_mics_router_v1_router_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +2007,7 @@ func (x *DeadLetter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetter.ProtoReflect.Descriptor instead.
 func (*DeadLetter) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{25}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeadLetter) GetPartition() int32 {
@@ -1871,7 +2081,7 @@ type RedriveDLQRequest struct {
 
 func (x *RedriveDLQRequest) Reset() {
 	*x = RedriveDLQRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[26]
+	mi := &file_mics_router_v1_router_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2093,7 @@ func (x *RedriveDLQRequest) String() string {
 func (*RedriveDLQRequest) ProtoMessage() {}
 
 func (x *RedriveDLQRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[26]
+	mi := &file_mics_router_v1_router_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2106,7 @@ func (x *RedriveDLQRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveDLQRequest.ProtoReflect.Descriptor instead.
 func (*RedriveDLQRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{26}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RedriveDLQRequest) GetTenantId() string {
@@ -1936,7 +2146,7 @@ type RedriveDLQResponse struct {
 
 func (x *RedriveDLQResponse) Reset() {
 	*x = RedriveDLQResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[27]
+	mi := &file_mics_router_v1_router_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2158,7 @@ func (x *RedriveDLQResponse) String() string {
 func (*RedriveDLQResponse) ProtoMessage() {}
 
 func (x *RedriveDLQResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[27]
+	mi := &file_mics_router_v1_router_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2171,7 @@ func (x *RedriveDLQResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveDLQResponse.ProtoReflect.Descriptor instead.
 func (*RedriveDLQResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{27}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RedriveDLQResponse) GetProgress() *RedriveProgress {
@@ -1988,7 +2198,7 @@ type RedriveProgress struct {
 
 func (x *RedriveProgress) Reset() {
 	*x = RedriveProgress{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[28]
+	mi := &file_mics_router_v1_router_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2210,7 @@ func (x *RedriveProgress) String() string {
 func (*RedriveProgress) ProtoMessage() {}
 
 func (x *RedriveProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[28]
+	mi := &file_mics_router_v1_router_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2223,7 @@ func (x *RedriveProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedriveProgress.ProtoReflect.Descriptor instead.
 func (*RedriveProgress) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{28}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RedriveProgress) GetTotal() uint64 {
@@ -2069,7 +2279,7 @@ type RouterRef struct {
 
 func (x *RouterRef) Reset() {
 	*x = RouterRef{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[29]
+	mi := &file_mics_router_v1_router_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +2291,7 @@ func (x *RouterRef) String() string {
 func (*RouterRef) ProtoMessage() {}
 
 func (x *RouterRef) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[29]
+	mi := &file_mics_router_v1_router_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +2304,7 @@ func (x *RouterRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouterRef.ProtoReflect.Descriptor instead.
 func (*RouterRef) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{29}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RouterRef) GetNodeId() string {
@@ -2134,7 +2344,7 @@ type AdmitRequest struct {
 
 func (x *AdmitRequest) Reset() {
 	*x = AdmitRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[30]
+	mi := &file_mics_router_v1_router_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2356,7 @@ func (x *AdmitRequest) String() string {
 func (*AdmitRequest) ProtoMessage() {}
 
 func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[30]
+	mi := &file_mics_router_v1_router_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2369,7 @@ func (x *AdmitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitRequest.ProtoReflect.Descriptor instead.
 func (*AdmitRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{30}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AdmitRequest) GetGateway() *v1.GatewayRef {
@@ -2253,7 +2463,7 @@ type ResumedSession struct {
 
 func (x *ResumedSession) Reset() {
 	*x = ResumedSession{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[31]
+	mi := &file_mics_router_v1_router_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2265,7 +2475,7 @@ func (x *ResumedSession) String() string {
 func (*ResumedSession) ProtoMessage() {}
 
 func (x *ResumedSession) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[31]
+	mi := &file_mics_router_v1_router_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2278,7 +2488,7 @@ func (x *ResumedSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumedSession.ProtoReflect.Descriptor instead.
 func (*ResumedSession) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{31}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ResumedSession) GetGateway() *v1.GatewayRef {
@@ -2327,7 +2537,7 @@ type AdmitResponse struct {
 
 func (x *AdmitResponse) Reset() {
 	*x = AdmitResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[32]
+	mi := &file_mics_router_v1_router_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2549,7 @@ func (x *AdmitResponse) String() string {
 func (*AdmitResponse) ProtoMessage() {}
 
 func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[32]
+	mi := &file_mics_router_v1_router_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2562,7 @@ func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
 func (*AdmitResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{32}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AdmitResponse) GetRefusal() *SessionRefusal {
@@ -2430,7 +2640,7 @@ type BufferRequest struct {
 
 func (x *BufferRequest) Reset() {
 	*x = BufferRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[33]
+	mi := &file_mics_router_v1_router_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2652,7 @@ func (x *BufferRequest) String() string {
 func (*BufferRequest) ProtoMessage() {}
 
 func (x *BufferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[33]
+	mi := &file_mics_router_v1_router_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2665,7 @@ func (x *BufferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferRequest.ProtoReflect.Descriptor instead.
 func (*BufferRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{33}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *BufferRequest) GetEntries() []*BufferEntry {
@@ -2497,7 +2707,7 @@ type BufferEntry struct {
 
 func (x *BufferEntry) Reset() {
 	*x = BufferEntry{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[34]
+	mi := &file_mics_router_v1_router_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +2719,7 @@ func (x *BufferEntry) String() string {
 func (*BufferEntry) ProtoMessage() {}
 
 func (x *BufferEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[34]
+	mi := &file_mics_router_v1_router_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +2732,7 @@ func (x *BufferEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferEntry.ProtoReflect.Descriptor instead.
 func (*BufferEntry) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{34}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *BufferEntry) GetTenantId() string {
@@ -2605,7 +2815,7 @@ type BufferResponse struct {
 
 func (x *BufferResponse) Reset() {
 	*x = BufferResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[35]
+	mi := &file_mics_router_v1_router_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2617,7 +2827,7 @@ func (x *BufferResponse) String() string {
 func (*BufferResponse) ProtoMessage() {}
 
 func (x *BufferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[35]
+	mi := &file_mics_router_v1_router_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2630,7 +2840,7 @@ func (x *BufferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferResponse.ProtoReflect.Descriptor instead.
 func (*BufferResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{35}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *BufferResponse) GetResults() []BufferResponse_Result {
@@ -2654,7 +2864,7 @@ type HeldEntry struct {
 
 func (x *HeldEntry) Reset() {
 	*x = HeldEntry{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[36]
+	mi := &file_mics_router_v1_router_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2666,7 +2876,7 @@ func (x *HeldEntry) String() string {
 func (*HeldEntry) ProtoMessage() {}
 
 func (x *HeldEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[36]
+	mi := &file_mics_router_v1_router_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2679,7 +2889,7 @@ func (x *HeldEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldEntry.ProtoReflect.Descriptor instead.
 func (*HeldEntry) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{36}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *HeldEntry) GetId() uint64 {
@@ -2719,7 +2929,7 @@ type TakeRequest struct {
 
 func (x *TakeRequest) Reset() {
 	*x = TakeRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[37]
+	mi := &file_mics_router_v1_router_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2731,7 +2941,7 @@ func (x *TakeRequest) String() string {
 func (*TakeRequest) ProtoMessage() {}
 
 func (x *TakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[37]
+	mi := &file_mics_router_v1_router_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2744,7 +2954,7 @@ func (x *TakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeRequest.ProtoReflect.Descriptor instead.
 func (*TakeRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{37}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TakeRequest) GetTenantId() string {
@@ -2793,7 +3003,7 @@ type TakeResponse struct {
 
 func (x *TakeResponse) Reset() {
 	*x = TakeResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[38]
+	mi := &file_mics_router_v1_router_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +3015,7 @@ func (x *TakeResponse) String() string {
 func (*TakeResponse) ProtoMessage() {}
 
 func (x *TakeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[38]
+	mi := &file_mics_router_v1_router_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +3028,7 @@ func (x *TakeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeResponse.ProtoReflect.Descriptor instead.
 func (*TakeResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{38}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TakeResponse) GetEntries() []*HeldEntry {
@@ -2845,7 +3055,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[39]
+	mi := &file_mics_router_v1_router_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2857,7 +3067,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[39]
+	mi := &file_mics_router_v1_router_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2870,7 +3080,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{39}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SyncRequest) GetFrom() *RouterRef {
@@ -2930,7 +3140,7 @@ type SyncUser struct {
 
 func (x *SyncUser) Reset() {
 	*x = SyncUser{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[40]
+	mi := &file_mics_router_v1_router_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2942,7 +3152,7 @@ func (x *SyncUser) String() string {
 func (*SyncUser) ProtoMessage() {}
 
 func (x *SyncUser) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[40]
+	mi := &file_mics_router_v1_router_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2955,7 +3165,7 @@ func (x *SyncUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncUser.ProtoReflect.Descriptor instead.
 func (*SyncUser) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{40}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SyncUser) GetTenantId() string {
@@ -2999,7 +3209,7 @@ type SyncSent struct {
 
 func (x *SyncSent) Reset() {
 	*x = SyncSent{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[41]
+	mi := &file_mics_router_v1_router_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3011,7 +3221,7 @@ func (x *SyncSent) String() string {
 func (*SyncSent) ProtoMessage() {}
 
 func (x *SyncSent) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[41]
+	mi := &file_mics_router_v1_router_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3024,7 +3234,7 @@ func (x *SyncSent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncSent.ProtoReflect.Descriptor instead.
 func (*SyncSent) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{41}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SyncSent) GetKey() []byte {
@@ -3062,7 +3272,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[42]
+	mi := &file_mics_router_v1_router_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3074,7 +3284,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[42]
+	mi := &file_mics_router_v1_router_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3087,7 +3297,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{42}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SyncResponse) GetInStep() bool {
@@ -3130,7 +3340,7 @@ type RecordsRequest struct {
 
 func (x *RecordsRequest) Reset() {
 	*x = RecordsRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[43]
+	mi := &file_mics_router_v1_router_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3142,7 +3352,7 @@ func (x *RecordsRequest) String() string {
 func (*RecordsRequest) ProtoMessage() {}
 
 func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[43]
+	mi := &file_mics_router_v1_router_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3155,7 +3365,7 @@ func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
 func (*RecordsRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{43}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RecordsRequest) GetFrom() *RouterInfo {
@@ -3213,7 +3423,7 @@ type UserRecords struct {
 
 func (x *UserRecords) Reset() {
 	*x = UserRecords{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[44]
+	mi := &file_mics_router_v1_router_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3225,7 +3435,7 @@ func (x *UserRecords) String() string {
 func (*UserRecords) ProtoMessage() {}
 
 func (x *UserRecords) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[44]
+	mi := &file_mics_router_v1_router_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3238,7 +3448,7 @@ func (x *UserRecords) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRecords.ProtoReflect.Descriptor instead.
 func (*UserRecords) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{44}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UserRecords) GetTenantId() string {
@@ -3280,7 +3490,7 @@ type DeviceRecord struct {
 
 func (x *DeviceRecord) Reset() {
 	*x = DeviceRecord{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[45]
+	mi := &file_mics_router_v1_router_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3292,7 +3502,7 @@ func (x *DeviceRecord) String() string {
 func (*DeviceRecord) ProtoMessage() {}
 
 func (x *DeviceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[45]
+	mi := &file_mics_router_v1_router_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3305,7 +3515,7 @@ func (x *DeviceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceRecord.ProtoReflect.Descriptor instead.
 func (*DeviceRecord) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{45}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DeviceRecord) GetDeviceId() string {
@@ -3339,7 +3549,7 @@ type RecordsResponse struct {
 
 func (x *RecordsResponse) Reset() {
 	*x = RecordsResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[46]
+	mi := &file_mics_router_v1_router_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3351,7 +3561,7 @@ func (x *RecordsResponse) String() string {
 func (*RecordsResponse) ProtoMessage() {}
 
 func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[46]
+	mi := &file_mics_router_v1_router_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3364,7 +3574,7 @@ func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsResponse.ProtoReflect.Descriptor instead.
 func (*RecordsResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{46}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RecordsResponse) GetUsers() []*UserRecords {
@@ -3509,10 +3719,27 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"7\n" +
 	"\x18PrepareMigrationResponse\x12\x1b\n" +
 	"\x06tokens\x18\x01 \x03(\tB\x03\x80\x01\x01R\x06tokens\"\x12\n" +
-	"\x10DirectoryRequest\"\x83\x01\n" +
+	"\x10DirectoryRequest\"\xc0\x01\n" +
 	"\x11DirectoryResponse\x128\n" +
 	"\bgateways\x18\x01 \x03(\v2\x1c.mics.gateway.v1.GatewayInfoR\bgateways\x124\n" +
-	"\arouters\x18\x02 \x03(\v2\x1a.mics.router.v1.RouterInfoR\arouters\"\xa3\x01\n" +
+	"\arouters\x18\x02 \x03(\v2\x1a.mics.router.v1.RouterInfoR\arouters\x12;\n" +
+	"\vanswered_by\x18\x03 \x01(\v2\x1a.mics.router.v1.RouterInfoR\n" +
+	"answeredBy\"\x10\n" +
+	"\x0eSignalsRequest\"\x81\x01\n" +
+	"\x0fSignalsResponse\x122\n" +
+	"\x06router\x18\x01 \x01(\v2\x1a.mics.router.v1.RouterInfoR\x06router\x12:\n" +
+	"\bgateways\x18\x02 \x03(\v2\x1e.mics.router.v1.GatewaySignalsR\bgateways\"\xc7\x02\n" +
+	"\x0eGatewaySignals\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x19\n" +
+	"\bhooks_ok\x18\x03 \x01(\x04R\ahooksOk\x12!\n" +
+	"\fhooks_failed\x18\x04 \x01(\x04R\vhooksFailed\x12\x1f\n" +
+	"\vforwards_ok\x18\x05 \x01(\x04R\n" +
+	"forwardsOk\x12'\n" +
+	"\x0fforwards_failed\x18\x06 \x01(\x04R\x0eforwardsFailed\x12!\n" +
+	"\frate_limited\x18\a \x01(\x04R\vrateLimited\x12\x1a\n" +
+	"\bmessages\x18\b \x01(\x04R\bmessages\x123\n" +
+	"\aauth_ms\x18\t \x01(\v2\x1a.mics.gateway.v1.HistogramR\x06authMs\"\xa3\x01\n" +
 	"\x0eListDLQRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x19\n" +
 	"\bsince_ms\x18\x02 \x01(\x03R\asinceMs\x12\x10\n" +
@@ -3659,7 +3886,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x05users\x18\x01 \x03(\v2\x1b.mics.router.v1.UserRecordsR\x05users\x12\x0e\n" +
 	"\x02up\x18\x02 \x01(\bR\x02up\x12\x18\n" +
 	"\alearned\x18\x03 \x01(\bR\alearned\x12\x18\n" +
-	"\asettled\x18\x04 \x01(\bR\asettled2\x89\x06\n" +
+	"\asettled\x18\x04 \x01(\bR\asettled2\xd5\x06\n" +
 	"\rRouterService\x12Q\n" +
 	"\bRegister\x12\x1f.mics.router.v1.RegisterRequest\x1a .mics.router.v1.RegisterResponse(\x010\x01\x12V\n" +
 	"\vOpenSession\x12\".mics.router.v1.OpenSessionRequest\x1a#.mics.router.v1.OpenSessionResponse\x12\\\n" +
@@ -3667,7 +3894,8 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\aPublish\x12\x1e.mics.router.v1.PublishRequest\x1a\x1f.mics.router.v1.PublishResponse(\x010\x01\x12A\n" +
 	"\x04Hold\x12\x1b.mics.router.v1.HoldRequest\x1a\x1c.mics.router.v1.HoldResponse\x12e\n" +
 	"\x10PrepareMigration\x12'.mics.router.v1.PrepareMigrationRequest\x1a(.mics.router.v1.PrepareMigrationResponse\x12P\n" +
-	"\tDirectory\x12 .mics.router.v1.DirectoryRequest\x1a!.mics.router.v1.DirectoryResponse\x12L\n" +
+	"\tDirectory\x12 .mics.router.v1.DirectoryRequest\x1a!.mics.router.v1.DirectoryResponse\x12J\n" +
+	"\aSignals\x12\x1e.mics.router.v1.SignalsRequest\x1a\x1f.mics.router.v1.SignalsResponse\x12L\n" +
 	"\aListDLQ\x12\x1e.mics.router.v1.ListDLQRequest\x1a\x1f.mics.router.v1.ListDLQResponse0\x01\x12U\n" +
 	"\n" +
 	"RedriveDLQ\x12!.mics.router.v1.RedriveDLQRequest\x1a\".mics.router.v1.RedriveDLQResponse0\x012\xee\x02\n" +
@@ -3691,7 +3919,7 @@ func file_mics_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_mics_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_mics_router_v1_router_proto_goTypes = []any{
 	(ClosedSession_Stage)(0),         // 0: mics.router.v1.ClosedSession.Stage
 	(BufferResponse_Result)(0),       // 1: mics.router.v1.BufferResponse.Result
@@ -3717,114 +3945,124 @@ var file_mics_router_v1_router_proto_goTypes = []any{
 	(*PrepareMigrationResponse)(nil), // 21: mics.router.v1.PrepareMigrationResponse
 	(*DirectoryRequest)(nil),         // 22: mics.router.v1.DirectoryRequest
 	(*DirectoryResponse)(nil),        // 23: mics.router.v1.DirectoryResponse
-	(*ListDLQRequest)(nil),           // 24: mics.router.v1.ListDLQRequest
-	(*DeadLetterRef)(nil),            // 25: mics.router.v1.DeadLetterRef
-	(*ListDLQResponse)(nil),          // 26: mics.router.v1.ListDLQResponse
-	(*DeadLetter)(nil),               // 27: mics.router.v1.DeadLetter
-	(*RedriveDLQRequest)(nil),        // 28: mics.router.v1.RedriveDLQRequest
-	(*RedriveDLQResponse)(nil),       // 29: mics.router.v1.RedriveDLQResponse
-	(*RedriveProgress)(nil),          // 30: mics.router.v1.RedriveProgress
-	(*RouterRef)(nil),                // 31: mics.router.v1.RouterRef
-	(*AdmitRequest)(nil),             // 32: mics.router.v1.AdmitRequest
-	(*ResumedSession)(nil),           // 33: mics.router.v1.ResumedSession
-	(*AdmitResponse)(nil),            // 34: mics.router.v1.AdmitResponse
-	(*BufferRequest)(nil),            // 35: mics.router.v1.BufferRequest
-	(*BufferEntry)(nil),              // 36: mics.router.v1.BufferEntry
-	(*BufferResponse)(nil),           // 37: mics.router.v1.BufferResponse
-	(*HeldEntry)(nil),                // 38: mics.router.v1.HeldEntry
-	(*TakeRequest)(nil),              // 39: mics.router.v1.TakeRequest
-	(*TakeResponse)(nil),             // 40: mics.router.v1.TakeResponse
-	(*SyncRequest)(nil),              // 41: mics.router.v1.SyncRequest
-	(*SyncUser)(nil),                 // 42: mics.router.v1.SyncUser
-	(*SyncSent)(nil),                 // 43: mics.router.v1.SyncSent
-	(*SyncResponse)(nil),             // 44: mics.router.v1.SyncResponse
-	(*RecordsRequest)(nil),           // 45: mics.router.v1.RecordsRequest
-	(*UserRecords)(nil),              // 46: mics.router.v1.UserRecords
-	(*DeviceRecord)(nil),             // 47: mics.router.v1.DeviceRecord
-	(*RecordsResponse)(nil),          // 48: mics.router.v1.RecordsResponse
-	(*v1.GatewayInfo)(nil),           // 49: mics.gateway.v1.GatewayInfo
-	(*v1.GatewayRef)(nil),            // 50: mics.gateway.v1.GatewayRef
-	(*v1.Undelivered)(nil),           // 51: mics.gateway.v1.Undelivered
-	(*v11.MqEvent)(nil),              // 52: mics.hook.v1.MqEvent
-	(*v1.UserRef)(nil),               // 53: mics.gateway.v1.UserRef
+	(*SignalsRequest)(nil),           // 24: mics.router.v1.SignalsRequest
+	(*SignalsResponse)(nil),          // 25: mics.router.v1.SignalsResponse
+	(*GatewaySignals)(nil),           // 26: mics.router.v1.GatewaySignals
+	(*ListDLQRequest)(nil),           // 27: mics.router.v1.ListDLQRequest
+	(*DeadLetterRef)(nil),            // 28: mics.router.v1.DeadLetterRef
+	(*ListDLQResponse)(nil),          // 29: mics.router.v1.ListDLQResponse
+	(*DeadLetter)(nil),               // 30: mics.router.v1.DeadLetter
+	(*RedriveDLQRequest)(nil),        // 31: mics.router.v1.RedriveDLQRequest
+	(*RedriveDLQResponse)(nil),       // 32: mics.router.v1.RedriveDLQResponse
+	(*RedriveProgress)(nil),          // 33: mics.router.v1.RedriveProgress
+	(*RouterRef)(nil),                // 34: mics.router.v1.RouterRef
+	(*AdmitRequest)(nil),             // 35: mics.router.v1.AdmitRequest
+	(*ResumedSession)(nil),           // 36: mics.router.v1.ResumedSession
+	(*AdmitResponse)(nil),            // 37: mics.router.v1.AdmitResponse
+	(*BufferRequest)(nil),            // 38: mics.router.v1.BufferRequest
+	(*BufferEntry)(nil),              // 39: mics.router.v1.BufferEntry
+	(*BufferResponse)(nil),           // 40: mics.router.v1.BufferResponse
+	(*HeldEntry)(nil),                // 41: mics.router.v1.HeldEntry
+	(*TakeRequest)(nil),              // 42: mics.router.v1.TakeRequest
+	(*TakeResponse)(nil),             // 43: mics.router.v1.TakeResponse
+	(*SyncRequest)(nil),              // 44: mics.router.v1.SyncRequest
+	(*SyncUser)(nil),                 // 45: mics.router.v1.SyncUser
+	(*SyncSent)(nil),                 // 46: mics.router.v1.SyncSent
+	(*SyncResponse)(nil),             // 47: mics.router.v1.SyncResponse
+	(*RecordsRequest)(nil),           // 48: mics.router.v1.RecordsRequest
+	(*UserRecords)(nil),              // 49: mics.router.v1.UserRecords
+	(*DeviceRecord)(nil),             // 50: mics.router.v1.DeviceRecord
+	(*RecordsResponse)(nil),          // 51: mics.router.v1.RecordsResponse
+	(*v1.GatewayInfo)(nil),           // 52: mics.gateway.v1.GatewayInfo
+	(*v1.GatewayRef)(nil),            // 53: mics.gateway.v1.GatewayRef
+	(*v1.Undelivered)(nil),           // 54: mics.gateway.v1.Undelivered
+	(*v1.Histogram)(nil),             // 55: mics.gateway.v1.Histogram
+	(*v11.MqEvent)(nil),              // 56: mics.hook.v1.MqEvent
+	(*v1.UserRef)(nil),               // 57: mics.gateway.v1.UserRef
 }
 var file_mics_router_v1_router_proto_depIdxs = []int32{
-	49, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
+	52, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
 	2,  // 1: mics.router.v1.RegisterResponse.routers:type_name -> mics.router.v1.RouterInfo
-	50, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	53, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	7,  // 3: mics.router.v1.OpenSessionResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	51, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	50, // 5: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	54, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	53, // 5: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	9,  // 6: mics.router.v1.CloseSessionsRequest.sessions:type_name -> mics.router.v1.ClosedSession
 	0,  // 7: mics.router.v1.ClosedSession.stage:type_name -> mics.router.v1.ClosedSession.Stage
-	51, // 8: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
-	50, // 9: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	54, // 8: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
+	53, // 9: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	12, // 10: mics.router.v1.PublishRequest.messages:type_name -> mics.router.v1.Inbound
 	14, // 11: mics.router.v1.PublishResponse.outcomes:type_name -> mics.router.v1.Outcome
-	50, // 12: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	53, // 12: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	16, // 13: mics.router.v1.HoldRequest.sessions:type_name -> mics.router.v1.HoldSession
-	51, // 14: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
+	54, // 14: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
 	18, // 15: mics.router.v1.HoldResponse.sessions:type_name -> mics.router.v1.HeldIDs
-	50, // 16: mics.router.v1.PrepareMigrationRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	53, // 16: mics.router.v1.PrepareMigrationRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	20, // 17: mics.router.v1.PrepareMigrationRequest.sessions:type_name -> mics.router.v1.MigratingSession
-	49, // 18: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
+	52, // 18: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
 	2,  // 19: mics.router.v1.DirectoryResponse.routers:type_name -> mics.router.v1.RouterInfo
-	25, // 20: mics.router.v1.ListDLQRequest.only:type_name -> mics.router.v1.DeadLetterRef
-	27, // 21: mics.router.v1.ListDLQResponse.letters:type_name -> mics.router.v1.DeadLetter
-	52, // 22: mics.router.v1.DeadLetter.event:type_name -> mics.hook.v1.MqEvent
-	30, // 23: mics.router.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
-	50, // 24: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
-	33, // 25: mics.router.v1.AdmitRequest.resume:type_name -> mics.router.v1.ResumedSession
-	50, // 26: mics.router.v1.ResumedSession.gateway:type_name -> mics.gateway.v1.GatewayRef
-	7,  // 27: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	51, // 28: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	36, // 29: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
-	1,  // 30: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
-	36, // 31: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
-	31, // 32: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
-	38, // 33: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
-	31, // 34: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
-	42, // 35: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
-	43, // 36: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
-	38, // 37: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
-	2,  // 38: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
-	53, // 39: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
-	46, // 40: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
-	47, // 41: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
-	46, // 42: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
-	3,  // 43: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
-	5,  // 44: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
-	8,  // 45: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
-	11, // 46: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
-	15, // 47: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
-	19, // 48: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
-	22, // 49: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
-	24, // 50: mics.router.v1.RouterService.ListDLQ:input_type -> mics.router.v1.ListDLQRequest
-	28, // 51: mics.router.v1.RouterService.RedriveDLQ:input_type -> mics.router.v1.RedriveDLQRequest
-	32, // 52: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
-	35, // 53: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
-	39, // 54: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
-	41, // 55: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
-	45, // 56: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
-	4,  // 57: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
-	6,  // 58: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
-	10, // 59: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
-	13, // 60: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
-	17, // 61: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
-	21, // 62: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
-	23, // 63: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
-	26, // 64: mics.router.v1.RouterService.ListDLQ:output_type -> mics.router.v1.ListDLQResponse
-	29, // 65: mics.router.v1.RouterService.RedriveDLQ:output_type -> mics.router.v1.RedriveDLQResponse
-	34, // 66: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
-	37, // 67: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
-	40, // 68: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
-	44, // 69: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
-	48, // 70: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
-	57, // [57:71] is the sub-list for method output_type
-	43, // [43:57] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	2,  // 20: mics.router.v1.DirectoryResponse.answered_by:type_name -> mics.router.v1.RouterInfo
+	2,  // 21: mics.router.v1.SignalsResponse.router:type_name -> mics.router.v1.RouterInfo
+	26, // 22: mics.router.v1.SignalsResponse.gateways:type_name -> mics.router.v1.GatewaySignals
+	55, // 23: mics.router.v1.GatewaySignals.auth_ms:type_name -> mics.gateway.v1.Histogram
+	28, // 24: mics.router.v1.ListDLQRequest.only:type_name -> mics.router.v1.DeadLetterRef
+	30, // 25: mics.router.v1.ListDLQResponse.letters:type_name -> mics.router.v1.DeadLetter
+	56, // 26: mics.router.v1.DeadLetter.event:type_name -> mics.hook.v1.MqEvent
+	33, // 27: mics.router.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
+	53, // 28: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	36, // 29: mics.router.v1.AdmitRequest.resume:type_name -> mics.router.v1.ResumedSession
+	53, // 30: mics.router.v1.ResumedSession.gateway:type_name -> mics.gateway.v1.GatewayRef
+	7,  // 31: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
+	54, // 32: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	39, // 33: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
+	1,  // 34: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
+	39, // 35: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
+	34, // 36: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
+	41, // 37: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
+	34, // 38: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
+	45, // 39: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
+	46, // 40: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
+	41, // 41: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
+	2,  // 42: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
+	57, // 43: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
+	49, // 44: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
+	50, // 45: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
+	49, // 46: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
+	3,  // 47: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
+	5,  // 48: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
+	8,  // 49: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
+	11, // 50: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
+	15, // 51: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
+	19, // 52: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
+	22, // 53: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
+	24, // 54: mics.router.v1.RouterService.Signals:input_type -> mics.router.v1.SignalsRequest
+	27, // 55: mics.router.v1.RouterService.ListDLQ:input_type -> mics.router.v1.ListDLQRequest
+	31, // 56: mics.router.v1.RouterService.RedriveDLQ:input_type -> mics.router.v1.RedriveDLQRequest
+	35, // 57: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
+	38, // 58: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
+	42, // 59: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
+	44, // 60: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
+	48, // 61: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
+	4,  // 62: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
+	6,  // 63: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
+	10, // 64: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
+	13, // 65: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
+	17, // 66: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
+	21, // 67: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
+	23, // 68: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
+	25, // 69: mics.router.v1.RouterService.Signals:output_type -> mics.router.v1.SignalsResponse
+	29, // 70: mics.router.v1.RouterService.ListDLQ:output_type -> mics.router.v1.ListDLQResponse
+	32, // 71: mics.router.v1.RouterService.RedriveDLQ:output_type -> mics.router.v1.RedriveDLQResponse
+	37, // 72: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
+	40, // 73: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
+	43, // 74: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
+	47, // 75: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
+	51, // 76: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
+	62, // [62:77] is the sub-list for method output_type
+	47, // [47:62] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_mics_router_v1_router_proto_init() }
@@ -3838,7 +4076,7 @@ func file_mics_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_router_v1_router_proto_rawDesc), len(file_mics_router_v1_router_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   47,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

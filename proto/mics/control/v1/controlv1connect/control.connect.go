@@ -25,6 +25,8 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// ControlServiceName is the fully-qualified name of the ControlService service.
 	ControlServiceName = "mics.control.v1.ControlService"
+	// NodeServiceName is the fully-qualified name of the NodeService service.
+	NodeServiceName = "mics.control.v1.NodeService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -53,6 +55,8 @@ const (
 	ControlServiceRedriveDLQProcedure = "/mics.control.v1.ControlService/RedriveDLQ"
 	// ControlServiceVersionProcedure is the fully-qualified name of the ControlService's Version RPC.
 	ControlServiceVersionProcedure = "/mics.control.v1.ControlService/Version"
+	// NodeServiceTerminateProcedure is the fully-qualified name of the NodeService's Terminate RPC.
+	NodeServiceTerminateProcedure = "/mics.control.v1.NodeService/Terminate"
 )
 
 // ControlServiceClient is a client for the mics.control.v1.ControlService service.
@@ -285,4 +289,82 @@ func (UnimplementedControlServiceHandler) RedriveDLQ(context.Context, *connect.R
 
 func (UnimplementedControlServiceHandler) Version(context.Context, *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.Version is not implemented"))
+}
+
+// NodeServiceClient is a client for the mics.control.v1.NodeService service.
+type NodeServiceClient interface {
+	// Terminate asks for the slot in which a gateway that is told to end may drain.
+	// It is repeated about once a second until granted; a gateway that gets no
+	// answer, or waits longer than it may, drains alone. Any control plane may be
+	// asked: UNAVAILABLE means that it leads nothing and knows no leader.
+	Terminate(context.Context, *connect.Request[v1.TerminateRequest]) (*connect.Response[v1.TerminateResponse], error)
+}
+
+// NewNodeServiceClient constructs a client for the mics.control.v1.NodeService service. By default,
+// it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and
+// sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC()
+// or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) NodeServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	nodeServiceMethods := v1.File_mics_control_v1_control_proto.Services().ByName("NodeService").Methods()
+	return &nodeServiceClient{
+		terminate: connect.NewClient[v1.TerminateRequest, v1.TerminateResponse](
+			httpClient,
+			baseURL+NodeServiceTerminateProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Terminate")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// nodeServiceClient implements NodeServiceClient.
+type nodeServiceClient struct {
+	terminate *connect.Client[v1.TerminateRequest, v1.TerminateResponse]
+}
+
+// Terminate calls mics.control.v1.NodeService.Terminate.
+func (c *nodeServiceClient) Terminate(ctx context.Context, req *connect.Request[v1.TerminateRequest]) (*connect.Response[v1.TerminateResponse], error) {
+	return c.terminate.CallUnary(ctx, req)
+}
+
+// NodeServiceHandler is an implementation of the mics.control.v1.NodeService service.
+type NodeServiceHandler interface {
+	// Terminate asks for the slot in which a gateway that is told to end may drain.
+	// It is repeated about once a second until granted; a gateway that gets no
+	// answer, or waits longer than it may, drains alone. Any control plane may be
+	// asked: UNAVAILABLE means that it leads nothing and knows no leader.
+	Terminate(context.Context, *connect.Request[v1.TerminateRequest]) (*connect.Response[v1.TerminateResponse], error)
+}
+
+// NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	nodeServiceMethods := v1.File_mics_control_v1_control_proto.Services().ByName("NodeService").Methods()
+	nodeServiceTerminateHandler := connect.NewUnaryHandler(
+		NodeServiceTerminateProcedure,
+		svc.Terminate,
+		connect.WithSchema(nodeServiceMethods.ByName("Terminate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/mics.control.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case NodeServiceTerminateProcedure:
+			nodeServiceTerminateHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedNodeServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedNodeServiceHandler struct{}
+
+func (UnimplementedNodeServiceHandler) Terminate(context.Context, *connect.Request[v1.TerminateRequest]) (*connect.Response[v1.TerminateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.NodeService.Terminate is not implemented"))
 }

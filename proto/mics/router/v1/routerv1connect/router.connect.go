@@ -55,6 +55,8 @@ const (
 	RouterServicePrepareMigrationProcedure = "/mics.router.v1.RouterService/PrepareMigration"
 	// RouterServiceDirectoryProcedure is the fully-qualified name of the RouterService's Directory RPC.
 	RouterServiceDirectoryProcedure = "/mics.router.v1.RouterService/Directory"
+	// RouterServiceSignalsProcedure is the fully-qualified name of the RouterService's Signals RPC.
+	RouterServiceSignalsProcedure = "/mics.router.v1.RouterService/Signals"
 	// RouterServiceListDLQProcedure is the fully-qualified name of the RouterService's ListDLQ RPC.
 	RouterServiceListDLQProcedure = "/mics.router.v1.RouterService/ListDLQ"
 	// RouterServiceRedriveDLQProcedure is the fully-qualified name of the RouterService's RedriveDLQ
@@ -96,6 +98,9 @@ type RouterServiceClient interface {
 	PrepareMigration(context.Context, *connect.Request[v1.PrepareMigrationRequest]) (*connect.Response[v1.PrepareMigrationResponse], error)
 	// Directory tells which gateways and routers are alive, for the control plane.
 	Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error)
+	// Signals tells what this router has counted about gateways, for the control
+	// plane: how one track does beside the other.
+	Signals(context.Context, *connect.Request[v1.SignalsRequest]) (*connect.Response[v1.SignalsResponse], error)
 	// ListDLQ sends a tenant's dead letters, oldest first in each partition. Any
 	// router may be asked. FAILED_PRECONDITION: events are off.
 	ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest]) (*connect.ServerStreamForClient[v1.ListDLQResponse], error)
@@ -158,6 +163,12 @@ func NewRouterServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(routerServiceMethods.ByName("Directory")),
 			connect.WithClientOptions(opts...),
 		),
+		signals: connect.NewClient[v1.SignalsRequest, v1.SignalsResponse](
+			httpClient,
+			baseURL+RouterServiceSignalsProcedure,
+			connect.WithSchema(routerServiceMethods.ByName("Signals")),
+			connect.WithClientOptions(opts...),
+		),
 		listDLQ: connect.NewClient[v1.ListDLQRequest, v1.ListDLQResponse](
 			httpClient,
 			baseURL+RouterServiceListDLQProcedure,
@@ -182,6 +193,7 @@ type routerServiceClient struct {
 	hold             *connect.Client[v1.HoldRequest, v1.HoldResponse]
 	prepareMigration *connect.Client[v1.PrepareMigrationRequest, v1.PrepareMigrationResponse]
 	directory        *connect.Client[v1.DirectoryRequest, v1.DirectoryResponse]
+	signals          *connect.Client[v1.SignalsRequest, v1.SignalsResponse]
 	listDLQ          *connect.Client[v1.ListDLQRequest, v1.ListDLQResponse]
 	redriveDLQ       *connect.Client[v1.RedriveDLQRequest, v1.RedriveDLQResponse]
 }
@@ -221,6 +233,11 @@ func (c *routerServiceClient) Directory(ctx context.Context, req *connect.Reques
 	return c.directory.CallUnary(ctx, req)
 }
 
+// Signals calls mics.router.v1.RouterService.Signals.
+func (c *routerServiceClient) Signals(ctx context.Context, req *connect.Request[v1.SignalsRequest]) (*connect.Response[v1.SignalsResponse], error) {
+	return c.signals.CallUnary(ctx, req)
+}
+
 // ListDLQ calls mics.router.v1.RouterService.ListDLQ.
 func (c *routerServiceClient) ListDLQ(ctx context.Context, req *connect.Request[v1.ListDLQRequest]) (*connect.ServerStreamForClient[v1.ListDLQResponse], error) {
 	return c.listDLQ.CallServerStream(ctx, req)
@@ -255,6 +272,9 @@ type RouterServiceHandler interface {
 	PrepareMigration(context.Context, *connect.Request[v1.PrepareMigrationRequest]) (*connect.Response[v1.PrepareMigrationResponse], error)
 	// Directory tells which gateways and routers are alive, for the control plane.
 	Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error)
+	// Signals tells what this router has counted about gateways, for the control
+	// plane: how one track does beside the other.
+	Signals(context.Context, *connect.Request[v1.SignalsRequest]) (*connect.Response[v1.SignalsResponse], error)
 	// ListDLQ sends a tenant's dead letters, oldest first in each partition. Any
 	// router may be asked. FAILED_PRECONDITION: events are off.
 	ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest], *connect.ServerStream[v1.ListDLQResponse]) error
@@ -313,6 +333,12 @@ func NewRouterServiceHandler(svc RouterServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(routerServiceMethods.ByName("Directory")),
 		connect.WithHandlerOptions(opts...),
 	)
+	routerServiceSignalsHandler := connect.NewUnaryHandler(
+		RouterServiceSignalsProcedure,
+		svc.Signals,
+		connect.WithSchema(routerServiceMethods.ByName("Signals")),
+		connect.WithHandlerOptions(opts...),
+	)
 	routerServiceListDLQHandler := connect.NewServerStreamHandler(
 		RouterServiceListDLQProcedure,
 		svc.ListDLQ,
@@ -341,6 +367,8 @@ func NewRouterServiceHandler(svc RouterServiceHandler, opts ...connect.HandlerOp
 			routerServicePrepareMigrationHandler.ServeHTTP(w, r)
 		case RouterServiceDirectoryProcedure:
 			routerServiceDirectoryHandler.ServeHTTP(w, r)
+		case RouterServiceSignalsProcedure:
+			routerServiceSignalsHandler.ServeHTTP(w, r)
 		case RouterServiceListDLQProcedure:
 			routerServiceListDLQHandler.ServeHTTP(w, r)
 		case RouterServiceRedriveDLQProcedure:
@@ -380,6 +408,10 @@ func (UnimplementedRouterServiceHandler) PrepareMigration(context.Context, *conn
 
 func (UnimplementedRouterServiceHandler) Directory(context.Context, *connect.Request[v1.DirectoryRequest]) (*connect.Response[v1.DirectoryResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.RouterService.Directory is not implemented"))
+}
+
+func (UnimplementedRouterServiceHandler) Signals(context.Context, *connect.Request[v1.SignalsRequest]) (*connect.Response[v1.SignalsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.RouterService.Signals is not implemented"))
 }
 
 func (UnimplementedRouterServiceHandler) ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest], *connect.ServerStream[v1.ListDLQResponse]) error {
