@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"testing"
 )
@@ -44,9 +43,9 @@ func Binary(t testing.TB, name string) string {
 }
 
 func build() (dir string, err error) {
-	_, self, _, ok := runtime.Caller(0)
-	if !ok {
-		return "", errors.New("the source tree is not known")
+	root, err := sourceTree()
+	if err != nil {
+		return "", err
 	}
 	if dir, err = os.MkdirTemp("", "mics-bin-"); err != nil {
 		return "", err
@@ -60,11 +59,27 @@ func build() (dir string, err error) {
 		args = append(args, "./"+pkg+"/cmd/"+bin)
 	}
 	cmd := exec.Command("go", args...)
-	cmd.Dir = filepath.Dir(filepath.Dir(filepath.Dir(self)))
+	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", errors.Join(fmt.Errorf("%w:\n%s", err, out), os.RemoveAll(dir))
 	}
 	return dir, nil
+}
+
+// sourceTree is where the workspace is: a test runs in its package's folder.
+func sourceTree() (string, error) {
+	at, err := os.Getwd()
+	for err == nil {
+		if _, err := os.Stat(filepath.Join(at, "go.work")); err == nil {
+			return at, nil
+		}
+		up := filepath.Dir(at)
+		if up == at {
+			return "", errors.New("no go.work above the working directory")
+		}
+		at = up
+	}
+	return "", err
 }
 
 // cleanup removes what was built.
