@@ -191,7 +191,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.reaper = reaper.New(reaper.Options{
 		Store: r.store, Owner: fmt.Sprintf("%s/%d", r.self.ID, r.self.Incarnation),
 		Living:   r.directory.Heard,
-		GhostTTL: r.offlineTTL, Telemetry: r.tel,
+		GhostTTL: r.offlineTTL, Ended: admit.Ended(r.events), Room: r.events.Room, Telemetry: r.tel,
 	})
 	r.gauges()
 

@@ -197,9 +197,9 @@ func (s *Store) Bury(ctx context.Context, n route.NodeRef) (ok bool, err error) 
 }
 
 // Reap implements route.Store.
-func (s *Store) Reap(ctx context.Context, n route.NodeRef, limit int, ghostTTL func(string) time.Duration) (routes int, more bool, err error) {
-	err = s.pass(ctx, func() (err error) { routes, more, err = s.backend.Reap(ctx, n, limit, ghostTTL); return err })
-	return routes, more, err
+func (s *Store) Reap(ctx context.Context, n route.NodeRef, limit int, ghostTTL func(string) time.Duration) (ended []route.Ended, more bool, err error) {
+	err = s.pass(ctx, func() (err error) { ended, more, err = s.backend.Reap(ctx, n, limit, ghostTTL); return err })
+	return ended, more, err
 }
 
 // ForgetNode implements route.Store.

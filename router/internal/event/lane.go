@@ -89,6 +89,14 @@ func (l *lane) put(it *item) Drop {
 	return ""
 }
 
+// room tells whether one more event finds a place, whatever its size.
+func (l *lane) room() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	o := &l.p.opts
+	return l.pending < o.MaxPendingPerTenant && l.pending+int(l.p.total.Load()) < o.QueueCapacity && int64(l.bytes)+l.p.bytes.Load() < int64(o.QueueMaxBytes)
+}
+
 // hurry tells whether somebody waits for an event in the queue.
 func (l *lane) hurry() bool {
 	l.mu.Lock()

@@ -88,6 +88,13 @@ func (p *Publisher) Publish(tenant string, e Event) bool {
 	return p.take(tenant, it) == ""
 }
 
+// Room tells whether Publish would take one more event of the tenant at this
+// moment; also true where it would not for another reason than a queue that is
+// full. For those who can wait, within bounds of their own.
+func (p *Publisher) Room(tenant string) bool {
+	return p.cluster == nil || p.closed.Load() || p.lane(tenant).room()
+}
+
 // take puts an event into its lane, or counts why not.
 func (p *Publisher) take(tenant string, it *item) Drop {
 	why := p.lane(tenant).put(it)

@@ -118,19 +118,19 @@ func (s *Store) Bury(_ context.Context, n route.NodeRef) (bool, error) {
 }
 
 // Reap implements route.Store.
-func (s *Store) Reap(_ context.Context, n route.NodeRef, limit int, ghostTTL func(tenant string) time.Duration) (int, bool, error) {
+func (s *Store) Reap(_ context.Context, n route.NodeRef, limit int, ghostTTL func(tenant string) time.Duration) (ended []route.Ended, more bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	routes := 0
 	for key := range s.at[n] {
-		if routes == max(limit, 1) {
-			return routes, true, nil
+		if len(ended) == max(limit, 1) {
+			return ended, true, nil
 		}
-		s.ghost(key, s.users[key.UserKey][key.Device], ghostTTL(key.Tenant))
+		r := s.users[key.UserKey][key.Device]
+		s.ghost(key, r, ghostTTL(key.Tenant))
 		delete(s.conns[key.Tenant], n)
-		routes++
+		ended = append(ended, route.Ended{Key: key, Epoch: r.Epoch})
 	}
-	return routes, false, nil
+	return ended, false, nil
 }
 
 // ForgetNode implements route.Store.

@@ -1,5 +1,6 @@
 // Package reaper tidies up after gateways that are gone: their routes become
-// ghosts, their connection counts go. A route of a dead incarnation is of no use
+// ghosts, their connection counts go, and whoever waits for the end of their
+// sessions is told. A route of a dead incarnation is of no use
 // from the moment its lease is over (package directory); this keeps the store
 // from filling up, and lets the devices be forgotten in time.
 //
@@ -29,13 +30,17 @@ const (
 	batch = 500
 	// unlockTimeout bounds giving the lock back at a stop.
 	unlockTimeout = time.Second
+	// patience bounds the waits of one clean-up for room for what it tells: an
+	// outage of Kafka must not keep routes in the store. It is well below lockTTL.
+	patience  = time.Second
+	roomPause = 5 * time.Millisecond
 )
 
 // Store is what the reaper needs of the route store.
 type Store interface {
 	DeadNodes(ctx context.Context) ([]route.DeadNode, error)
 	Bury(ctx context.Context, n route.NodeRef) (buried bool, err error)
-	Reap(ctx context.Context, n route.NodeRef, limit int, ghostTTL func(tenant string) time.Duration) (routes int, more bool, err error)
+	Reap(ctx context.Context, n route.NodeRef, limit int, ghostTTL func(tenant string) time.Duration) (ended []route.Ended, more bool, err error)
 	ForgetNode(ctx context.Context, n route.NodeRef) error
 	Lock(ctx context.Context, name, owner string, ttl time.Duration) (bool, error)
 	Unlock(ctx context.Context, name, owner string) error
@@ -50,7 +55,13 @@ type Options struct {
 	// Living tells that this router has a gateway's own word. It must not block.
 	Living func(route.NodeRef) bool
 	// GhostTTL is how long a tenant's absent devices are remembered.
-	GhostTTL  func(tenant string) time.Duration
+	GhostTTL func(tenant string) time.Duration
+	// Ended is told of each session that ended with its gateway, once over all
+	// routers. It must not block.
+	Ended func(key route.DeviceKey, node route.NodeRef, epoch uint64)
+	// Room tells whether Ended has room for one more of the tenant. It must not
+	// block.
+	Room      func(tenant string) bool
 	Telemetry *telemetry.Telemetry
 }
 
@@ -135,7 +146,7 @@ func (r *Reaper) unlock() {
 
 // clean cleans up after one node; false: no more in this look.
 func (r *Reaper) clean(ctx context.Context, n route.DeadNode) bool {
-	c := cleanup{Reaper: r, node: n, began: time.Now()}
+	c := cleanup{Reaper: r, node: n, began: time.Now(), patience: patience}
 	buried, err := r.opts.Store.Bury(ctx, n.NodeRef)
 	if err != nil || !buried {
 		return err == nil // it came back
@@ -144,11 +155,12 @@ func (r *Reaper) clean(ctx context.Context, n route.DeadNode) bool {
 		c.start()
 	}
 	for locked := time.Now(); ; {
-		routes, more, err := r.opts.Store.Reap(ctx, n.NodeRef, batch, r.opts.GhostTTL)
-		if routes > 0 {
+		ended, more, err := r.opts.Store.Reap(ctx, n.NodeRef, batch, r.opts.GhostTTL)
+		if len(ended) > 0 {
 			c.start() // a gateway that stopped in order and left something behind
-			c.routes += routes
-			r.routes.Add(int64(routes))
+			c.routes += len(ended)
+			r.routes.Add(int64(len(ended)))
+			c.tell(ctx, ended)
 		}
 		if err != nil {
 			return c.interrupted(ctx, err)
@@ -175,10 +187,25 @@ func (r *Reaper) clean(ctx context.Context, n route.DeadNode) bool {
 // cleanup is one node's, for the log: an orderly stop that left nothing is none.
 type cleanup struct {
 	*Reaper
-	node   route.DeadNode
-	began  time.Time
-	said   bool
-	routes int
+	node     route.DeadNode
+	began    time.Time
+	said     bool
+	routes   int
+	patience time.Duration // left
+}
+
+// tell passes ends of sessions on: their routes are gone, and nobody else will.
+func (c *cleanup) tell(ctx context.Context, ended []route.Ended) {
+	for _, e := range ended {
+		for c.patience > 0 && !c.opts.Room(e.Key.Tenant) && ctx.Err() == nil {
+			select {
+			case <-time.After(roomPause):
+			case <-ctx.Done():
+			}
+			c.patience -= roomPause
+		}
+		c.opts.Ended(e.Key, c.node.NodeRef, e.Epoch)
+	}
 }
 
 func (c *cleanup) start() {

@@ -28,10 +28,51 @@ var (
 	g2 = route.NodeRef{ID: "g2", Incarnation: 1}
 )
 
-// lines is a log that may be read while it is written.
+// lines is a log that may be read while it is written, and what else a reaper
+// tells.
 type lines struct {
-	mu   sync.Mutex
-	text bytes.Buffer
+	full atomic.Bool // no room for ends of sessions
+
+	mu    sync.Mutex
+	text  bytes.Buffer
+	ended map[route.DeviceKey]int // guarded by mu
+	late  int                     // guarded by mu: told while there was no room
+}
+
+func (l *lines) end(key route.DeviceKey, node route.NodeRef) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended == nil {
+		l.ended = map[route.DeviceKey]int{}
+	}
+	if l.ended[key]++; node == (route.NodeRef{}) {
+		l.ended[key] = -1
+	}
+	if l.full.Load() {
+		l.late++
+	}
+}
+
+// wantEnded fails unless the ends of the users' sessions were told once each, by
+// any of them.
+func wantEnded(t *testing.T, from, to int, all ...*lines) {
+	t.Helper()
+	told := map[route.DeviceKey]int{}
+	for _, l := range all {
+		l.mu.Lock()
+		for k, n := range l.ended {
+			told[k] += n
+		}
+		l.mu.Unlock()
+	}
+	if len(told) != to-from {
+		t.Errorf("%d ends of sessions were told, want %d", len(told), to-from)
+	}
+	for i := from; i < to; i++ {
+		if told[user(i)] != 1 {
+			t.Fatalf("the end of session %d was told %d times", i, told[user(i)])
+		}
+	}
 }
 
 func (l *lines) Write(b []byte) (int, error) {
@@ -57,6 +98,8 @@ func start(t *testing.T, s Store, owner string) (*Reaper, *lines) {
 	r := New(Options{
 		Store: s, Owner: owner, Telemetry: tel,
 		Living: func(route.NodeRef) bool { return false }, GhostTTL: func(string) time.Duration { return time.Hour },
+		Ended: func(key route.DeviceKey, node route.NodeRef, _ uint64) { said.end(key, node) },
+		Room:  func(string) bool { return !said.full.Load() },
 	})
 	r.Start()
 	t.Cleanup(func() {
@@ -129,6 +172,7 @@ func TestADeadGatewaysRoutesAreGoneWithinTenSeconds(t *testing.T) {
 		if got := states(t, s, n, n+10); got[route.Live] != 10 {
 			t.Errorf("those of the living gateway: %v", got)
 		}
+		wantEnded(t, 0, n, said)
 		if r.cleanups.Value() != 1 || r.routes.Value() != n {
 			t.Errorf("%d clean-ups, %d routes", r.cleanups.Value(), r.routes.Value())
 		}
@@ -178,10 +222,10 @@ func (f *faulty) DeadNodes(ctx context.Context) ([]route.DeadNode, error) {
 	return f.Store.DeadNodes(ctx)
 }
 
-func (f *faulty) Reap(ctx context.Context, n route.NodeRef, limit int, ttl func(string) time.Duration) (int, bool, error) {
+func (f *faulty) Reap(ctx context.Context, n route.NodeRef, limit int, ttl func(string) time.Duration) ([]route.Ended, bool, error) {
 	if f.died.Load() {
 		<-ctx.Done()
-		return 0, false, ctx.Err()
+		return nil, false, ctx.Err()
 	}
 	f.most.Store(max(f.most.Load(), f.reaping.Add(1)))
 	defer f.reaping.Add(-1)
@@ -223,11 +267,13 @@ func TestOneCleansAtATime(t *testing.T) {
 		bind(t, s, g1, 0, 10*batch)
 		bind(t, s, g2, 10*batch, 11*batch)
 		var all []*Reaper
+		var said []*lines
 		for i := range 3 {
-			r, _ := start(t, s, fmt.Sprint("r", i))
-			all = append(all, r)
+			r, l := start(t, s, fmt.Sprint("r", i))
+			all, said = append(all, r), append(said, l)
 		}
 		time.Sleep(20 * time.Second)
+		wantEnded(t, 0, 11*batch, said...)
 		cleanups, routes := int64(0), int64(0)
 		for _, r := range all {
 			cleanups += r.cleanups.Value()
@@ -259,6 +305,30 @@ func TestAnotherRouterGoesOnWhenTheCleanerDies(t *testing.T) {
 			t.Errorf("%d clean-ups: %s", second.cleanups.Value(), said.text.String())
 		}
 	})
+}
+
+func TestEndsOfSessionsWaitForRoomButNotForLong(t *testing.T) {
+	for _, stuck := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := memstore.New()
+			renew(t, s, g1)
+			bind(t, s, g1, 0, 2*batch)
+			r, said := start(t, s, "r1")
+			said.full.Store(true)
+			time.Sleep(lease + grace + 2*lookEvery)
+			if n := r.routes.Value(); n != batch {
+				t.Errorf("%d routes while there was no room", n)
+			}
+			if !stuck {
+				said.full.Store(false)
+			}
+			time.Sleep(patience)
+			wantEnded(t, 0, 2*batch, said)
+			if late := said.late; (late > 0) != stuck || r.cleanups.Value() != 1 {
+				t.Errorf("stuck %v: %d told without room, %d clean-ups", stuck, late, r.cleanups.Value())
+			}
+		})
+	}
 }
 
 func TestAnOrderlyStopIsTidiedQuietly(t *testing.T) {

@@ -111,11 +111,11 @@ func BenchmarkReap(b *testing.B) {
 		b.StartTimer()
 		routes := 0
 		for more := true; more; {
-			n, m, err := s.Reap(b.Context(), node, 500, func(string) time.Duration { return time.Hour })
+			ended, m, err := s.Reap(b.Context(), node, 500, func(string) time.Duration { return time.Hour })
 			if err != nil {
 				b.Fatal(err)
 			}
-			routes, more = routes+n, m
+			routes, more = routes+len(ended), m
 		}
 		if routes != full {
 			b.Fatal(routes)

@@ -86,13 +86,14 @@ func (s *Store) noteNode(ctx context.Context, n route.NodeRef) (buried bool, err
 
 // Reap implements route.Store. It takes three round trips, no command of which
 // touches more than a sixteenth of limit or one user.
-func (s *Store) Reap(ctx context.Context, n route.NodeRef, limit int, ghostTTL func(tenant string) time.Duration) (int, bool, error) {
+func (s *Store) Reap(ctx context.Context, n route.NodeRef, limit int, ghostTTL func(tenant string) time.Duration) (ended []route.Ended, more bool, err error) {
 	each := min(max(1, (limit+shards-1)/shards), maxBatch/shards)
 	found, more, err := s.some(ctx, n, each)
 	if err != nil {
-		return 0, false, unavailable("reap", err)
+		return nil, false, unavailable("reap", err)
 	}
-	users, tenants := map[route.UserKey]bool{}, map[string]time.Duration{}
+	seen, tenants := map[route.UserKey]bool{}, map[string]time.Duration{}
+	var users []route.UserKey
 	var runs []run
 	for _, members := range found {
 		for _, m := range members {
@@ -101,10 +102,11 @@ func (s *Store) Reap(ctx context.Context, n route.NodeRef, limit int, ghostTTL f
 				s.skip(nodeKey(n, 0, "u"), err)
 				continue
 			}
-			if users[key.UserKey] {
+			if seen[key.UserKey] {
 				continue
 			}
-			users[key.UserKey] = true
+			seen[key.UserKey] = true
+			users = append(users, key.UserKey)
 			ttl, known := tenants[key.Tenant]
 			if !known {
 				ttl = ghostTTL(key.Tenant)
@@ -115,16 +117,17 @@ func (s *Store) Reap(ctx context.Context, n route.NodeRef, limit int, ghostTTL f
 			}})
 		}
 	}
-	routes := 0
 	if len(runs) > 0 {
-		for _, res := range s.reap.execAll(ctx, s, runs) {
-			n, err2 := res.AsInt64()
-			routes += int(n)
+		for i, res := range s.reap.execAll(ctx, s, runs) {
+			changed, err2 := res.AsStrSlice()
+			if err2 == nil {
+				ended, err2 = appendEnded(ended, users[i], changed)
+			}
 			err = cmp.Or(err, err2)
 		}
 	}
 	if err != nil {
-		return routes, false, unavailable("reap", err)
+		return ended, false, unavailable("reap", err)
 	}
 	// Only now: what was not reaped must be found again.
 	err = s.doAll(ctx, len(found)+len(tenants), func(c rueidis.Client, cmds rueidis.Commands) rueidis.Commands {
@@ -138,7 +141,22 @@ func (s *Store) Reap(ctx context.Context, n route.NodeRef, limit int, ghostTTL f
 		}
 		return cmds
 	})
-	return routes, more, unavailable("reap", err)
+	return ended, more, unavailable("reap", err)
+}
+
+// appendEnded reads what the reap script changed of a user.
+func appendEnded(ended []route.Ended, user route.UserKey, changed []string) ([]route.Ended, error) {
+	for pair := range slices.Chunk(changed, 2) {
+		if len(pair) < 2 {
+			return ended, errors.New("an odd number of values")
+		}
+		epoch, err := strconv.ParseUint(pair[1], 10, 64)
+		if err != nil {
+			return ended, fmt.Errorf("malformed epoch %q", pair[1])
+		}
+		ended = append(ended, route.Ended{Key: route.DeviceKey{UserKey: user, Device: pair[0]}, Epoch: epoch})
+	}
+	return ended, nil
 }
 
 // some returns up to each of the sessions in every set of the node, and whether

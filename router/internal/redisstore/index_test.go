@@ -81,14 +81,14 @@ func TestWhatWasNotReapedIsFoundAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	ttl := func(string) time.Duration { return time.Hour }
-	if n, _, err := s.Reap(t.Context(), node, 100, ttl); n != 1 || !errors.Is(err, route.ErrUnavailable) {
-		t.Errorf("reaped %d, %v", n, err)
+	if ended, _, err := s.Reap(t.Context(), node, 100, ttl); len(ended) != 1 || !errors.Is(err, route.ErrUnavailable) {
+		t.Errorf("reaped %v, %v", ended, err)
 	}
 	if _, err := server.Do("RENAME", "aside", userKey(bad.UserKey)); err != nil {
 		t.Fatal(err)
 	}
-	if n, more, err := s.Reap(t.Context(), node, 100, ttl); n != 1 || more || err != nil {
-		t.Errorf("reaped %d, %v, %v", n, more, err)
+	if ended, more, err := s.Reap(t.Context(), node, 100, ttl); len(ended) != 1 || more || err != nil {
+		t.Errorf("reaped %v, %v, %v", ended, more, err)
 	}
 	if n := notes(t, s, node); n != 0 {
 		t.Errorf("%d notes", n)

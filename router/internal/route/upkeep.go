@@ -44,6 +44,12 @@ type DeadNode struct {
 	Why Death
 }
 
+// Ended is a session that ended with its gateway, and not by itself.
+type Ended struct {
+	Key   DeviceKey
+	Epoch uint64
+}
+
 // Restored is a record that somebody else remembers: a gateway that holds the
 // session, or a router that outlived the store. Record.Device is not used.
 type Restored struct {
@@ -67,9 +73,11 @@ type Upkeep interface {
 	Bury(ctx context.Context, n NodeRef) (buried bool, err error)
 	// Reap makes ghosts of about limit routes of n, each for its tenant's
 	// ghostTTL (as in Change), and drops n's connection counts of their tenants.
-	// A record that names another incarnation is left alone. It returns how many
-	// it changed, also with an error, and whether to call again.
-	Reap(ctx context.Context, n NodeRef, limit int, ghostTTL func(tenant string) time.Duration) (routes int, more bool, err error)
+	// A record that names another incarnation is left alone. It returns those that
+	// it changed, also with an error, and whether to call again. Each change is
+	// made once and returned by whoever made it, over all routers; that of an
+	// answer that got lost is returned by nobody.
+	Reap(ctx context.Context, n NodeRef, limit int, ghostTTL func(tenant string) time.Duration) (ended []Ended, more bool, err error)
 	// ForgetNode says that nothing is left of a buried incarnation. It stays
 	// refused; should a late Bind name it after all, DeadNodes shows it again.
 	ForgetNode(ctx context.Context, n NodeRef) error

@@ -46,11 +46,11 @@ func dead(t *testing.T, s route.Store, what string, nodes ...route.DeadNode) {
 func reapAll(t *testing.T, s route.Store, n route.NodeRef, limit int, ttl time.Duration) (batches []int) {
 	t.Helper()
 	for range 10_000 {
-		routes, more, err := s.Reap(t.Context(), n, limit, func(string) time.Duration { return ttl })
+		ended, more, err := s.Reap(t.Context(), n, limit, func(string) time.Duration { return ttl })
 		if err != nil {
 			t.Fatal(err)
 		}
-		batches = append(batches, routes)
+		batches = append(batches, len(ended))
 		if !more {
 			return batches
 		}
@@ -87,15 +87,17 @@ func reapingMakesGhosts(t *testing.T, s route.Store, pass func(time.Duration)) {
 	change(t, s, route.Change{Key: desk, Node: g1, Session: 3, Epoch: 1, To: route.Closing})
 	bury(t, s, g1, true)
 	before := time.Now()
-	routes, more, err := s.Reap(t.Context(), g1, 100, func(tenant string) time.Duration {
+	ended, more, err := s.Reap(t.Context(), g1, 100, func(tenant string) time.Duration {
 		if tenant == "t" {
 			return time.Hour
 		}
 		return 0
 	})
-	if routes != 3 || more || err != nil {
-		t.Fatal(routes, more, err)
+	if more || err != nil {
+		t.Fatal(more, err)
 	}
+	slices.SortFunc(ended, func(a, b route.Ended) int { return cmp.Compare(a.Key.Device+a.Key.User, b.Key.Device+b.Key.User) })
+	want(t, "ended", ended, []route.Ended{{Key: desk, Epoch: 1}, {Key: phone, Epoch: 2}, {Key: bob, Epoch: 1}})
 	if got := lookup(t, s, bob.UserKey); len(got) != 0 {
 		t.Errorf("remembered without a time: %+v", got)
 	}
@@ -272,6 +274,59 @@ func bindsDuringReaping(t *testing.T, s route.Store, _ func(time.Duration)) {
 			if len(got) != 1 || got[0].State != route.Ghost {
 				t.Errorf("user %d-%d: %+v", i, j, got)
 			}
+		}
+	}
+}
+
+// reapedByOne: of several that reap at once, while devices come back elsewhere,
+// one alone is told of each session that ended; whoever bound a device first
+// was told by that.
+func reapedByOne(t *testing.T, s route.Store, _ func(time.Duration)) {
+	const users, reapers = 300, 3
+	for i := range users {
+		bind(t, s, device(fmt.Sprintf("u%d", i), "d"), g1, uint64(i))
+	}
+	bury(t, s, g1, true)
+	var mu sync.Mutex
+	told := map[route.DeviceKey]int{}
+	tell := func(k route.DeviceKey) {
+		mu.Lock()
+		defer mu.Unlock()
+		told[k]++
+	}
+	var wg sync.WaitGroup
+	for range reapers {
+		wg.Go(func() {
+			for more := true; more; {
+				var ended []route.Ended
+				var err error
+				if ended, more, err = s.Reap(context.Background(), g1, 20, func(string) time.Duration { return time.Hour }); err != nil {
+					t.Error(err)
+				}
+				for _, e := range ended {
+					if e.Epoch != 1 {
+						t.Errorf("ended: %+v", e)
+					}
+					tell(e.Key)
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for i := users - 1; i >= 0; i -= 3 {
+			k := device(fmt.Sprintf("u%d", i), "d")
+			_, prev, err := s.Bind(context.Background(), k, route.Location{Node: g2, Session: uint64(i)}, 1)
+			if err != nil || prev == nil {
+				t.Errorf("bind %d: %+v, %v", i, prev, err)
+			} else if prev.State != route.Ghost {
+				tell(k)
+			}
+		}
+	})
+	wg.Wait()
+	for i := range users {
+		if k := device(fmt.Sprintf("u%d", i), "d"); told[k] != 1 {
+			t.Errorf("%+v: told %d times", k, told[k])
 		}
 	}
 }

@@ -64,6 +64,7 @@ func Run(t *testing.T, on Backend) {
 		"ALateBindIsReaped":                 lateBindReaped,
 		"BindsDuringReaping":                bindsDuringReaping,
 		"HostileNamesAreReaped":             hostileReaped,
+		"EachRouteIsReapedByOne":            reapedByOne,
 		"RestoreKnowsWhatIsNewer":           restoreKnowsNewer,
 		"RestoredRoutesAreReaped":           restoredReaped,
 		"RestoredGhostsAreForgotten":        restoredGhosts,
