@@ -28,6 +28,7 @@ import (
 	"github.com/mics-im/mics/router/internal/peer"
 	"github.com/mics-im/mics/router/internal/pipeline"
 	"github.com/mics-im/mics/router/internal/reaper"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/redisstore"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/service"
@@ -164,8 +165,9 @@ func (r *Router) wire(ln net.Listener) {
 	}
 	r.kept = offline.New(cfg.offline, func(_ string, why offline.Drop, n int) { r.stats.BufferDropped.With(string(why)).Add(int64(n)) })
 	r.sents = dedup.NewTable[[]byte](cfg.dedupEntries, func(n int) { r.stats.DedupForgotten.Add(int64(n)) })
+	remembered := recall.New(func(n int) { r.stats.KeysForgot.Add(int64(n)) })
 	r.buffer = peer.NewBuffer(peer.Options{
-		Directory: r.directory, Members: r.directory, Local: r.kept, Lookup: r.store.LookupFresh, Client: r.peer, TTL: r.offlineTTL,
+		Directory: r.directory, Members: r.directory, Local: r.kept, Recall: remembered, Lookup: r.store.LookupFresh, Client: r.peer, TTL: r.offlineTTL,
 		Sents: r.sents, Deliver: func(key route.DeviceKey, msgs []*dispatch.Message) { r.dispatcher.SendOlder(key, msgs) }, Hooks: r.peerHooks(),
 	})
 	r.sents.OnSent(r.buffer.Sent)
@@ -179,7 +181,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.push("dispatcher", r.dispatcher.Close)
 	admitter := admit.New(admit.Options{
 		Self: r.self, Directory: r.directory, Routes: r.store, Tenant: r.tenants.Get, Hooks: hooks, Dispatcher: r.dispatcher,
-		Kept: r.buffer, Buffer: r.buffer, Peer: r.peer, Gateway: r.gateway, Tokens: cfg.tokenKeys(log),
+		Kept: r.buffer, Buffer: r.buffer, Recall: remembered, Peer: r.peer, Gateway: r.gateway, Tokens: cfg.tokenKeys(log),
 		MaxMessageBytes: cfg.messages.MaxMessageBytes, Events: r.events, Stats: r.stats, Log: log, Tracer: r.tel.Tracer,
 	})
 	r.push("admissions", admitter.Close)

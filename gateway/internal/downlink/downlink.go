@@ -101,7 +101,8 @@ func (s *Service) Handover(ctx context.Context, req *connect.Request[gatewayv1.H
 	default:
 		var h session.Handed
 		h, res.Found = sess.Freeze(ctx, session.Takeover{Code: code, Reason: reason, Resume: m.GetResume(), LastSeq: m.GetLastSeq()})
-		res.Undelivered, res.RecentKeys, res.NextSeq = h.Undelivered, h.Keys, h.NextSeq
+		res.Undelivered, res.NextSeq = h.Undelivered, h.NextSeq
+		res.RecentKeys, res.RecentAges = h.Keys, h.Ages
 	}
 	return connect.NewResponse(res), nil
 }

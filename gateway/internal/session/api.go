@@ -48,9 +48,9 @@ type Admission struct {
 	// Backlog goes before anything else. Open keeps its messages.
 	Backlog []*gatewayv1.Undelivered
 	// Home keeps the copies of the backlog.
-	Home       RouterRef
-	RecentKeys []byte
-	TraceID    string
+	Home                   RouterRef
+	RecentKeys, RecentAges []byte
+	TraceID                string
 	// ResumeToken names the session for its client (V2).
 	ResumeToken string
 	// Resumed: an earlier session goes on (V2). What is first in the backlog has

@@ -230,9 +230,13 @@ func (s *Session) handBack() {
 		SessionId: s.id, TenantId: s.tenant.name, UserId: s.user, DeviceId: s.device, Epoch: s.epoch,
 		Stage: routerv1.ClosedSession_STAGE_FINAL, CloseCode: int32(s.code), NeverOpened: s.refused,
 	}
+	undelivered := make(map[key]bool, len(s.win.entries))
 	for i := range s.win.entries {
-		c.Undelivered = append(c.Undelivered, s.win.entries[i].d.undelivered())
+		d := s.win.entries[i].d
+		c.Undelivered = append(c.Undelivered, d.undelivered())
+		undelivered[d.key] = true
 	}
+	c.RecentKeys, c.RecentAges = s.recent.bequeath(s.host.now(), undelivered)
 	s.handedBack += len(c.Undelivered)
 	s.mu.Unlock()
 	s.host.metrics.handback.Add(1)

@@ -23,8 +23,8 @@ type Handed struct {
 	// Undelivered is what the device has not got, in order; with its seqs if
 	// NextSeq is set.
 	Undelivered []*gatewayv1.Undelivered
-	// Keys are those of what it has got lately.
-	Keys []byte
+	// Keys are those of what it has got lately, Ages how long ago, in seconds.
+	Keys, Ages []byte
 	// NextSeq is the seq after the last one given; 0: the session cannot go on.
 	NextSeq uint64
 }
@@ -105,7 +105,7 @@ func (s *Session) hand(t Takeover) (h Handed) {
 		h.Undelivered = append(h.Undelivered, u)
 		without[e.d.key] = true
 	}
-	h.Keys = s.recent.bequeath(s.host.now(), without)
+	h.Keys, h.Ages = s.recent.bequeath(s.host.now(), without)
 	// They may come back, by a Final or from another router, however old they are.
 	known := without // from here on
 	for k := range slices.Chunk(h.Keys, len(key{})) {
@@ -114,6 +114,7 @@ func (s *Session) hand(t Takeover) (h Handed) {
 	for i := range entries[:seen] {
 		if k := entries[i].d.key; k != (key{}) && !known[k] {
 			h.Keys = append(h.Keys, k[:]...)
+			h.Ages = append(h.Ages, byte(inheritedAge/time.Second))
 		}
 	}
 	return h

@@ -215,7 +215,7 @@ func TestTheNextSessionKnowsWhatTheDeviceHasHad(t *testing.T) {
 
 		s, c := w.connect(2)
 		s.Deliver(b.delivery("1")) // a router that was not told in time
-		s.Open(Admission{Identity: Identity{"t", "ann", "phone"}, Home: a.Ref, RecentKeys: got.Keys})
+		s.Open(Admission{Identity: Identity{"t", "ann", "phone"}, Home: a.Ref, RecentKeys: got.Keys, RecentAges: got.Ages})
 		want(t, "repeat", s.Deliver(b.delivery("1")), accepted)
 		s.Deliver(b.delivery("2"))
 		synctest.Wait()

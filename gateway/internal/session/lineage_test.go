@@ -290,7 +290,7 @@ func (l *lineage) dial() {
 		}
 	}
 	a := Admission{
-		Identity: Identity{"t", "ann", "phone"}, Epoch: uint64(next.epoch), Home: h.Ref, RecentKeys: handed.Keys,
+		Identity: Identity{"t", "ann", "phone"}, Epoch: uint64(next.epoch), Home: h.Ref, RecentKeys: handed.Keys, RecentAges: handed.Ages,
 		ResumeToken: fmt.Sprint(next.epoch), Resumed: handed.NextSeq > 0, NextSeq: handed.NextSeq, Backlog: handed.Undelivered,
 	}
 	for _, msg := range kept {

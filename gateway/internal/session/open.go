@@ -81,7 +81,7 @@ func (s *Session) admit(a Admission, now int64) {
 	held := s.win.take()
 	if len(a.RecentKeys) > 0 {
 		s.recent = &recent{}
-		s.recent.inherit(a.RecentKeys, now)
+		s.recent.inherit(a.RecentKeys, a.RecentAges, now)
 	}
 	home := s.host.Router(a.Home)
 	s.host.metrics.backlog.Add(int64(len(a.Backlog)))

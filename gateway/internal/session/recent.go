@@ -9,11 +9,8 @@ const (
 	// which a V1 client may use the same msg_id with the same content for a new
 	// message (CONTRACT section 1.2), and more than any failover takes.
 	keyLife = 45 * time.Second
-	// An inherited key has no time with it and counts as inheritedAge old. What
-	// is bequeathAge old is not handed on. So a device that reconnects every few
-	// seconds keeps what it knows, and other takeovers do not keep a key alive.
+	// inheritedAge is how old a key counts that comes without its age.
 	inheritedAge = 15 * time.Second
-	bequeathAge  = 30 * time.Second
 )
 
 // recent is the memory of the keys taken lately, a ring in the order of time.
@@ -62,29 +59,35 @@ func (r *recent) expired(now int64) bool {
 	return now-r.ring[newest].at >= int64(keyLife)
 }
 
-// inherit adds the keys of the session that was here before.
-func (r *recent) inherit(keys []byte, now int64) {
+// inherit adds the keys of the sessions that were here before, and how many seconds
+// ago they were taken.
+func (r *recent) inherit(keys, ages []byte, now int64) {
 	const size = len(key{})
-	for len(keys) > maxRecent*size {
-		keys = keys[size:]
-	}
-	for ; len(keys) >= size; keys = keys[size:] {
-		r.add(key(keys[:size]), now-int64(inheritedAge))
+	n := len(keys) / size
+	for i := max(0, n-maxRecent); i < n; i++ {
+		age := int64(inheritedAge)
+		if i < len(ages) {
+			age = int64(ages[i]) * int64(time.Second)
+		}
+		if age < int64(keyLife) {
+			r.add(key(keys[i*size:]), now-age)
+		}
 	}
 }
 
-// bequeath returns the keys that the next session should know, oldest first.
-// Those of without are left out: that session has yet to get the messages.
-func (r *recent) bequeath(now int64, without map[key]bool) []byte {
+// bequeath returns the keys that the next session should know, oldest first, and
+// their ages in seconds, rounded up. Those of without are left out: that session
+// has yet to get the messages.
+func (r *recent) bequeath(now int64, without map[key]bool) (keys, ages []byte) {
 	if r == nil {
-		return nil
+		return nil, nil
 	}
-	var out []byte
 	for i := range r.ring {
 		e := &r.ring[(r.next+i)%len(r.ring)]
-		if now-e.at < int64(bequeathAge) && !without[e.key] {
-			out = append(out, e.key[:]...)
+		if age := now - e.at; age < int64(keyLife) && !without[e.key] {
+			keys = append(keys, e.key[:]...)
+			ages = append(ages, byte((age+int64(time.Second)-1)/int64(time.Second)))
 		}
 	}
-	return out
+	return keys, ages
 }

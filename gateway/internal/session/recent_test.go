@@ -32,20 +32,28 @@ func TestRecentIsHandedOnInOrder(t *testing.T) {
 	for n := range maxRecent + 3 {
 		r.add(k(n), int64(n))
 	}
-	keys := r.bequeath(int64(time.Second), map[key]bool{k(4): true})
+	keys, ages := r.bequeath(int64(time.Second), map[key]bool{k(4): true})
 	want(t, "bytes", len(keys), 16*(maxRecent-1))
+	want(t, "ages", len(ages), maxRecent-1)
 	want(t, "oldest first", key(keys[:16]), k(3))
 	want(t, "without what was not got", key(keys[16:32]), k(5))
+	want(t, "rounded up", ages[0], 1)
 
 	next := &recent{}
 	now := int64(time.Hour)
-	next.inherit(append(keys, "rest"...), now)
+	next.inherit(append(keys, "rest"...), ages, now)
 	want(t, "known", next.has(k(5), now), true)
-	want(t, "handed on again at once", len(next.bequeath(now, nil)), len(keys))
-	later := now + int64(bequeathAge-inheritedAge)
-	want(t, "handed on again later", len(next.bequeath(later, nil)), 0)
-	want(t, "still known", next.has(k(5), later), true)
-	want(t, "not for ever", next.has(k(5), now+int64(keyLife-inheritedAge)), false)
-	next.inherit(make([]byte, 16*(maxRecent+5)), now)
+	again, older := next.bequeath(now+int64(10*time.Second), nil)
+	want(t, "handed on again", len(again), len(keys))
+	want(t, "its age", older[0], 11)
+	want(t, "not for ever", next.has(k(5), now+int64(keyLife-time.Second)), false)
+	again, _ = next.bequeath(now+int64(keyLife-time.Second), nil)
+	want(t, "too old to be handed on", len(again), 0)
+	next.inherit(make([]byte, 16*(maxRecent+5)), nil, now)
 	want(t, "zero keys", len(next.ring), maxRecent-1)
+
+	old := &recent{}
+	old.inherit(keys[:16], nil, now)
+	want(t, "of a peer that tells no ages", old.has(k(3), now+int64(keyLife-inheritedAge-1)), true)
+	want(t, "and not for ever", old.has(k(3), now+int64(keyLife-inheritedAge)), false)
 }

@@ -87,7 +87,7 @@ func TestResumeWhileTheWindowIsOnItsWayBack(t *testing.T) {
 		s := dropped(t, w, a)
 		s.Deliver(a.delivery("3"))
 		s.Close(CodeDraining, "server draining")
-		w.pass(bequeathAge)
+		w.pass(keyLife)
 		got := <-freezeFor(t.Context(), s, resume(2))
 		want(t, "next", got.NextSeq, 4)
 		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "3")

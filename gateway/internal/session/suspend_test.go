@@ -48,7 +48,7 @@ func seqsOf(list []*gatewayv1.Undelivered) (seqs []uint64) {
 // reopen opens a session with what another one has handed over.
 func (w *world) reopen(s *Session, home *router, h Handed, more ...string) {
 	a := Admission{
-		Identity: Identity{"t", "ann", "phone"}, Epoch: 8, Home: home.Ref, RecentKeys: h.Keys, ResumeToken: "next",
+		Identity: Identity{"t", "ann", "phone"}, Epoch: 8, Home: home.Ref, RecentKeys: h.Keys, RecentAges: h.Ages, ResumeToken: "next",
 		Resumed: h.NextSeq > 0, NextSeq: h.NextSeq, Backlog: h.Undelivered,
 	}
 	for _, id := range more {

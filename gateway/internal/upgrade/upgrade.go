@@ -206,8 +206,8 @@ func (h *Handler) open(conn *ws.Conn, req request, no refusal, remote string) {
 			Heartbeat:  time.Duration(res.GetHeartbeatTimeoutSeconds()) * time.Second,
 			Backlog:    res.GetBacklog(),
 			Home:       session.RouterRef{ID: res.GetRouterId(), Incarnation: res.GetRouterIncarnation()},
-			RecentKeys: res.GetRecentKeys(),
-			TraceID:    res.GetTraceId(),
+			RecentKeys: res.GetRecentKeys(), RecentAges: res.GetRecentAges(),
+			TraceID: res.GetTraceId(),
 
 			ResumeToken: res.GetResumeToken(), Resumed: res.GetResumed(), NextSeq: res.GetNextSeq(),
 		})

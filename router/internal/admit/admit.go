@@ -24,6 +24,7 @@ import (
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/tenant"
@@ -86,9 +87,10 @@ type Dispatcher interface {
 }
 
 // Kept is the offline buffer, for who takes from it. front was handed back and is
-// older than everything that is held for the device.
+// older than everything that is held for the device; recent is what its ended
+// sessions took.
 type Kept interface {
-	TakeFor(ctx context.Context, key route.DeviceKey) (front, rest []offline.Message, err error)
+	TakeFor(ctx context.Context, key route.DeviceKey) (front, rest []offline.Message, recent recall.Keys, err error)
 }
 
 // Options configure an Admitter; all are required.
@@ -102,6 +104,8 @@ type Options struct {
 	// Kept takes what is kept for a device, here and at other routers.
 	Kept   Kept
 	Buffer dispatch.Buffer
+	// Recall is told what ended sessions took.
+	Recall *recall.Memory
 	// Peer and Gateway return clients of other processes.
 	Peer    func(route.Router) routerv1connect.PeerServiceClient
 	Gateway func(route.Node) gatewayv1connect.GatewayServiceClient
@@ -217,7 +221,7 @@ func (a *Admitter) OpenSession(ctx context.Context, req *routerv1.OpenSessionReq
 	out := &routerv1.OpenSessionResponse{
 		UserId: o.key.User, DeviceId: o.key.Device, Epoch: got.Epoch, Backlog: got.Backlog,
 		HeartbeatTimeoutSeconds: uint32(t.HeartbeatTimeout() / time.Second),
-		RouterId:                got.RouterId, RouterIncarnation: got.RouterIncarnation, RecentKeys: got.RecentKeys,
+		RouterId:                got.RouterId, RouterIncarnation: got.RouterIncarnation, RecentKeys: got.RecentKeys, RecentAges: got.RecentAges,
 		ResumeToken: got.ResumeToken, Resumed: got.Resumed, NextSeq: got.NextSeq,
 	}
 	if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {

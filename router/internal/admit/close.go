@@ -10,6 +10,7 @@ import (
 	"github.com/mics-im/mics/internal/fault"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -32,6 +33,10 @@ func (a *Admitter) CloseSessions(ctx context.Context, req *routerv1.CloseSession
 	var handing, never []*routerv1.ClosedSession
 	for _, s := range req.Sessions {
 		change := a.change(node, s)
+		if s.Stage == routerv1.ClosedSession_STAGE_FINAL && !s.NeverOpened {
+			// Before the route goes: the next session reads it after that.
+			a.opts.Recall.Ended(change.Key, recall.FromWire(s.RecentKeys, s.RecentAges))
+		}
 		switch {
 		case s.NeverOpened:
 			never = append(never, s)
@@ -113,7 +118,11 @@ func (a *Admitter) handBack(ctx context.Context, node route.NodeRef, s *routerv1
 	if _, err := a.opts.Routes.Change(ctx, []route.Change{c}); err != nil {
 		return fault.Wrap(fault.Unavailable, "change routes", err)
 	}
-	a.ledger.forget(route.Location{Node: node, Session: s.SessionId})
+	loc := route.Location{Node: node, Session: s.SessionId}
+	a.ledger.forget(loc)
+	if a.ledger.wasHandedOver(loc) {
+		return nil // a Handover was answered while this was on its way
+	}
 	a.opts.Stats.HandedBack.Add(int64(len(s.Undelivered)))
 	return a.keep(ctx, c.Key, dispatch.Messages(s.Undelivered))
 }

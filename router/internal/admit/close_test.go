@@ -13,6 +13,7 @@ import (
 	messagev1 "github.com/mics-im/mics/proto/mics/message/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dispatch"
+	"github.com/mics-im/mics/router/internal/route"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -45,6 +46,39 @@ func TestADeviceThatIsBackGetsItLive(t *testing.T) {
 		n.closes(1, closed(5, 1, final, undelivered("1", "2")...))
 		same(t, "kept", n.kept())
 		same(t, "sent", n.sent, "1", "2")
+	})
+}
+
+func TestAWindowThatWasHandedOverIsNotKeptAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.close()
+		n := c.nodes[0]
+		n.opens(1, 5, "ann", "phone")
+		c.windows[route.Location{Node: g(1), Session: 5}] = undelivered("1", "2") // its end is on its way here
+		same(t, "backlog", texts(n.opens(2, 6, "ann", "phone").Backlog), "1", "2")
+		n.closes(1, closed(5, 1, final, undelivered("1", "2")...))
+		same(t, "kept", n.kept())
+		same(t, "sent", n.sent)
+	})
+}
+
+func TestTheNextSessionKnowsWhatTheLastOneTook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 2)
+		defer c.close()
+		away, home := c.nodes[0], c.nodes[1]
+		home.opens(1, 5, "ann", "phone")
+		ended := closed(5, 1, final)
+		ended.RecentKeys, ended.RecentAges = []byte("0123456789abcdef"), []byte{7}
+		home.closes(1, ended)
+		time.Sleep(3 * time.Second)
+		if res := home.opens(2, 6, "ann", "tablet"); len(res.RecentKeys) > 0 {
+			t.Errorf("another device knows %q", res.RecentKeys)
+		}
+		if res := away.opens(2, 7, "ann", "phone"); string(res.RecentKeys) != "0123456789abcdef" || string(res.RecentAges) != "\x0a" {
+			t.Errorf("the next one knows %q, of ages %v", res.RecentKeys, res.RecentAges)
+		}
 	})
 }
 

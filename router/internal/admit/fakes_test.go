@@ -25,6 +25,7 @@ import (
 	"github.com/mics-im/mics/router/internal/memstore"
 	"github.com/mics-im/mics/router/internal/offline"
 	"github.com/mics-im/mics/router/internal/peer"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/tenant"
@@ -142,8 +143,9 @@ func (c *cluster) router(id string) *node {
 	}
 	n.stats = stats.New(tel)
 	n.offline = offline.New(offline.Limits{MaxMessagesPerUser: 10, MaxBytesPerUser: 1 << 20, MaxBytes: 1 << 20}, func(string, offline.Drop, int) {})
+	remembered := recall.New(func(int) {})
 	n.buffer = peer.NewBuffer(peer.Options{
-		Directory: n, Local: n.offline, Lookup: c.store.LookupFresh,
+		Directory: n, Local: n.offline, Recall: remembered, Lookup: c.store.LookupFresh,
 		Client: func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
 		TTL:    func(string) time.Duration { return time.Hour },
 	})
@@ -155,7 +157,7 @@ func (c *cluster) router(id string) *node {
 	counted.Ended = Ended(c)
 	n.Admitter = New(Options{
 		Self: n.self, Directory: n, Routes: counted, Tenant: n.tenants.Get, Hooks: c, Dispatcher: n,
-		Kept: n.buffer, Buffer: n.buffer,
+		Kept: n.buffer, Recall: remembered, Buffer: n.buffer,
 		Peer:    func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
 		Gateway: func(to route.Node) gatewayv1connect.GatewayServiceClient { return gatewayWire{c: c, node: to.NodeRef} },
 		Tokens:  keys, MaxMessageBytes: 100, Events: c, Stats: n.stats, Log: tel.Log, Tracer: tel.Tracer,

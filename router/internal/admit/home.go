@@ -12,6 +12,7 @@ import (
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/token"
@@ -99,11 +100,13 @@ func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, r
 		return 0, false
 	}
 	defer done()
-	front, rest, err := a.opts.Kept.TakeFor(ctx, o.key)
+	front, rest, recent, err := a.opts.Kept.TakeFor(ctx, o.key)
 	if err != nil {
 		a.takeBack(ctx, o, res.Epoch, window)
 		return 0, false
 	}
+	recent = recent.Join(recall.FromWire(res.RecentKeys, res.RecentAges))
+	res.RecentKeys, res.RecentAges = recent.Keys, recent.Ages
 	reclaimed := collect()
 	msgs := slices.Concat(kept(front), window, reclaimed, kept(rest))
 	if res.Resumed {
@@ -208,7 +211,10 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 	if got == nil {
 		return nil, nil
 	}
-	res.RecentKeys = got.RecentKeys
+	if got.Found {
+		a.ledger.handedOver(prev.Location())
+	}
+	res.RecentKeys, res.RecentAges = got.RecentKeys, got.RecentAges
 	if o.resume.claims != nil && got.Found && got.NextSeq > 0 {
 		res.Resumed, res.NextSeq = true, got.NextSeq
 		for _, u := range got.Undelivered {

@@ -33,6 +33,7 @@ type entry struct {
 	loc       route.Location
 	at        time.Time
 	abandoned bool
+	handed    bool       // its window went to the next session of its device
 	admitted  *admission // nil: not (yet) admitted
 }
 
@@ -104,4 +105,20 @@ func (l *ledger) forget(loc route.Location) {
 	if e := l.entries[loc]; e != nil {
 		e.admitted = nil
 	}
+}
+
+// handedOver notes that the session's window went to the next session of its device.
+func (l *ledger) handedOver(loc route.Location) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.get(loc).handed = true
+}
+
+// wasHandedOver tells whether what the session hands back at its end is known to be
+// with the next one already.
+func (l *ledger) wasHandedOver(loc route.Location) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.entries[loc]
+	return e != nil && e.handed
 }

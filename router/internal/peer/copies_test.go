@@ -99,7 +99,7 @@ func TestStoredMeansTwoCopies(t *testing.T) {
 		if before == 0 || backup.local.Bytes() != 0 || home.local.Bytes() == 0 || home.CopiesBytes() != 0 || home.single.Load() != 0 {
 			t.Fatalf("%d bytes of copies, %d single", before, home.single.Load())
 		}
-		if _, rest, err := home.TakeFor(t.Context(), phone); err != nil || len(rest) != 2 {
+		if _, rest, _, err := home.TakeFor(t.Context(), phone); err != nil || len(rest) != 2 {
 			t.Fatal(rest, err)
 		}
 		time.Sleep(linger + 2*sweepEvery) // fake time

@@ -27,6 +27,7 @@ import (
 	"github.com/mics-im/mics/router/internal/dedup"
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -76,7 +77,9 @@ type Options struct {
 	// Members nil: what is kept has one copy and never moves.
 	Members Members
 	Local   *offline.Buffer
-	Lookup  Lookup
+	// Recall knows what devices took whose sessions this router was told the end of.
+	Recall *recall.Memory
+	Lookup Lookup
 	// Client returns the client of another router.
 	Client func(route.Router) routerv1connect.PeerServiceClient
 	// TTL is how long the tenant keeps messages; zero: not at all.

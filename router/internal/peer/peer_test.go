@@ -15,6 +15,7 @@ import (
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/memstore"
 	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -51,7 +52,7 @@ func newPair() *pair {
 	p := &pair{store: memstore.New()}
 	p.buffer = offline.New(offline.Limits{MaxMessagesPerUser: 100, MaxBytesPerUser: 1 << 20, MaxBytes: 1 << 20}, func(string, offline.Drop, int) {})
 	o := Options{
-		Directory: seenFrom{self: true}, Local: p.buffer, Lookup: p.store.LookupFresh,
+		Directory: seenFrom{self: true}, Local: p.buffer, Recall: recall.New(func(int) {}), Lookup: p.store.LookupFresh,
 		Client: func(route.Router) routerv1connect.PeerServiceClient { return wire{p: p} },
 		TTL:    func(string) time.Duration { return time.Hour },
 	}

@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -35,12 +36,12 @@ const (
 // over the cluster; its route must be registered. front is what was handed back:
 // older than what gateways that died had accepted, which in turn is older than
 // rest. What other routers gave is theirs until the device has it: if this one
-// dies it is not lost.
+// dies it is not lost. recent is what the device's ended sessions took.
 //
 // An error is ctx's; nothing was taken then.
-func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest []offline.Message, err error) {
+func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest []offline.Message, recent recall.Keys, err error) {
 	if err := ctx.Err(); err != nil {
-		return nil, nil, err
+		return nil, nil, recall.Keys{}, err
 	}
 	var older []offline.Held
 	if b.opts.Members != nil {
@@ -51,11 +52,11 @@ func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest 
 			// Others first: what they move here meanwhile is in both then, and the
 			// order is known.
 			var silent []route.NodeRef
-			older, silent = b.ask(ctx, v.src, key)
+			older, silent = b.ask(ctx, v.src, key, &recent)
 			if len(silent) > 0 {
 				// The others may have copies of what those had.
 				rest := slices.DeleteFunc(slices.Clone(v.src), func(r route.Router) bool { return slices.Contains(silent, r.NodeRef) })
-				more, _ := b.ask(ctx, rest, key)
+				more, _ := b.ask(ctx, rest, key, &recent)
 				older = append(older, more...)
 				alive = func(r route.NodeRef) bool { return v.alive(r) && !slices.Contains(silent, r) }
 			}
@@ -65,7 +66,7 @@ func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest 
 	b.amu.Lock()
 	defer b.amu.Unlock()
 	front, rest = merge(older, b.opts.Local.TakeHeld(key))
-	return front, rest, nil
+	return front, rest, recent.Join(b.opts.Recall.Of(key)), nil
 }
 
 // merge puts what other routers had before what was kept here, in the order of
@@ -113,8 +114,9 @@ func merge(older, local []offline.Held) (front, rest []offline.Message) {
 }
 
 // ask asks the other routers what they hold for the device, also of what those had
-// that are not among them, and tells who did not answer.
-func (b *Buffer) ask(ctx context.Context, routers []route.Router, key route.DeviceKey) (all []offline.Held, silent []route.NodeRef) {
+// that are not among them, and tells who did not answer. What they know of the
+// device's earlier sessions is added to recent.
+func (b *Buffer) ask(ctx context.Context, routers []route.Router, key route.DeviceKey, recent *recall.Keys) (all []offline.Held, silent []route.NodeRef) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	req := &routerv1.TakeRequest{TenantId: key.Tenant, UserId: key.User, DeviceId: key.Device}
@@ -135,6 +137,7 @@ func (b *Buffer) ask(ctx context.Context, routers []route.Router, key route.Devi
 				silent = append(silent, r.NodeRef)
 				return
 			}
+			*recent = recent.Join(recall.FromWire(res.Msg.RecentKeys, res.Msg.RecentAges))
 			var ids []uint64
 			for _, e := range res.Msg.Entries {
 				if e.Entry == nil {
@@ -186,6 +189,8 @@ func (b *Buffer) ServeTake(req *routerv1.TakeRequest) *routerv1.TakeResponse {
 			})
 		})
 	}
+	recent := b.opts.Recall.Of(key)
+	res.RecentKeys, res.RecentAges = recent.Keys, recent.Ages
 	held := b.opts.Local.Lend(key, loan, maxLent)
 	inOrder(held)
 	for _, h := range held {

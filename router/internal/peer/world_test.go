@@ -17,6 +17,7 @@ import (
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/memstore"
 	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -129,7 +130,7 @@ func (w *world) join() *member {
 	w.mu.Unlock()
 	m.view.Store(&now)
 	m.Buffer = NewBuffer(Options{
-		Directory: m, Members: m, Local: m.local, Lookup: m.lookup, Sents: m.sents, Deliver: m.deliver,
+		Directory: m, Members: m, Local: m.local, Recall: recall.New(func(int) {}), Lookup: m.lookup, Sents: m.sents, Deliver: m.deliver,
 		Client: func(to route.Router) routerv1connect.PeerServiceClient { return wire2{from: m, to: w.named(to.ID)} },
 		TTL:    func(string) time.Duration { return time.Hour },
 		Hooks:  Hooks{SingleCopy: func(n int) { m.single.Add(int64(n)) }},
@@ -295,7 +296,7 @@ func (w *world) connect(p *handset) {
 		w.t.Error(err)
 	}
 	w.pause(3)
-	front, rest, err := home.TakeFor(context.Background(), p.key)
+	front, rest, _, err := home.TakeFor(context.Background(), p.key)
 	if err != nil {
 		w.t.Error(err)
 	}

@@ -49,11 +49,13 @@ type Stats struct {
 	OutcomesRefused  *telemetry.Counter
 	ReleasesFailed   *telemetry.Counter
 	AdmissionsForgot *telemetry.Counter
-	SyncFailed       *telemetry.Counter
-	SingleCopy       *telemetry.Counter
-	Moved            *telemetry.Counter
-	SyncOverflowed   *telemetry.Counter
-	CopiesRefused    *telemetry.Counter
+	// KeysForgot counts names of messages that were forgotten before their time.
+	KeysForgot     *telemetry.Counter
+	SyncFailed     *telemetry.Counter
+	SingleCopy     *telemetry.Counter
+	Moved          *telemetry.Counter
+	SyncOverflowed *telemetry.Counter
+	CopiesRefused  *telemetry.Counter
 
 	log *slog.Logger
 
@@ -106,6 +108,7 @@ func New(tel *telemetry.Telemetry) *Stats {
 		HandedBack:       tel.Counter("mics_messages_handed_back_total", "Messages that an ending session had not delivered."),
 		OutcomesRefused:  tel.Counter("mics_publish_streams_overflowed_total", "Publish streams ended because their gateway did not read its outcomes."),
 		ReleasesFailed:   tel.Counter("mics_connection_count_releases_failed_total", "Connections whose count the store could not give back."),
+		KeysForgot:       tel.Counter("mics_recall_forgotten_total", "Names of messages that devices took, forgotten before their time, because there was no room."),
 		AdmissionsForgot: tel.Counter("mics_admissions_forgotten_total", "Admissions forgotten before their time, because the table was full."),
 		SyncFailed:       tel.Counter("mics_peer_sync_failed_total", "Calls to the router that holds the copies which failed; they are made again."),
 		SingleCopy:       tel.Counter("mics_offline_single_copy_total", "Entries kept although their copy could not be made in time; it is made later."),

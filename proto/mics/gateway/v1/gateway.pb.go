@@ -749,7 +749,10 @@ type HandoverResponse struct {
 	// numbered. Zero: it cannot go on, and undelivered has no seq.
 	NextSeq uint64 `protobuf:"varint,4,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
 	// last_seq was never sent.
-	Ahead         bool `protobuf:"varint,5,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	Ahead bool `protobuf:"varint,5,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	// One byte for each of recent_keys: how many seconds ago the session took it;
+	// 255 is that or more.
+	RecentAges    []byte `protobuf:"bytes,6,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -817,6 +820,13 @@ func (x *HandoverResponse) GetAhead() bool {
 		return x.Ahead
 	}
 	return false
+}
+
+func (x *HandoverResponse) GetRecentAges() []byte {
+	if x != nil {
+		return x.RecentAges
+	}
+	return nil
 }
 
 // Undelivered is a message that a session had accepted and its device has not
@@ -2693,14 +2703,16 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\fclose_reason\x18\x04 \x01(\tR\vcloseReason\x12\x16\n" +
 	"\x06resume\x18\x05 \x01(\bR\x06resume\x12\x19\n" +
 	"\blast_seq\x18\x06 \x01(\x04R\alastSeq\x12\x14\n" +
-	"\x05check\x18\a \x01(\bR\x05check\"\xba\x01\n" +
+	"\x05check\x18\a \x01(\bR\x05check\"\xdb\x01\n" +
 	"\x10HandoverResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12>\n" +
 	"\vundelivered\x18\x02 \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\vundelivered\x12\x1f\n" +
 	"\vrecent_keys\x18\x03 \x01(\fR\n" +
 	"recentKeys\x12\x19\n" +
 	"\bnext_seq\x18\x04 \x01(\x04R\anextSeq\x12\x14\n" +
-	"\x05ahead\x18\x05 \x01(\bR\x05ahead\"}\n" +
+	"\x05ahead\x18\x05 \x01(\bR\x05ahead\x12\x1f\n" +
+	"\vrecent_ages\x18\x06 \x01(\fR\n" +
+	"recentAges\"}\n" +
 	"\vUndelivered\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\fR\amessage\x12 \n" +
 	"\vunmoderated\x18\x02 \x01(\bR\vunmoderated\x12\x10\n" +

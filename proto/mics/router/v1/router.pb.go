@@ -443,8 +443,10 @@ type OpenSessionResponse struct {
 	ResumeToken string `protobuf:"bytes,11,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	// The session of the request's resume_token goes on: what is in the backlog
 	// with a seq is sent with it, everything else from next_seq on.
-	Resumed       bool   `protobuf:"varint,12,opt,name=resumed,proto3" json:"resumed,omitempty"`
-	NextSeq       uint64 `protobuf:"varint,13,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
+	Resumed bool   `protobuf:"varint,12,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	NextSeq uint64 `protobuf:"varint,13,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
+	// HandoverResponse.recent_ages.
+	RecentAges    []byte `protobuf:"bytes,14,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -570,6 +572,13 @@ func (x *OpenSessionResponse) GetNextSeq() uint64 {
 	return 0
 }
 
+func (x *OpenSessionResponse) GetRecentAges() []byte {
+	if x != nil {
+		return x.RecentAges
+	}
+	return nil
+}
+
 type SessionRefusal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CloseCode     int32                  `protobuf:"varint,1,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
@@ -687,7 +696,11 @@ type ClosedSession struct {
 	CloseCode int32 `protobuf:"varint,8,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
 	// The gateway never got an answer to OpenSession, and so no backlog; its home
 	// may have admitted it. User, device and epoch are unknown then.
-	NeverOpened   bool `protobuf:"varint,9,opt,name=never_opened,json=neverOpened,proto3" json:"never_opened,omitempty"`
+	NeverOpened bool `protobuf:"varint,9,opt,name=never_opened,json=neverOpened,proto3" json:"never_opened,omitempty"`
+	// In a FINAL, as in HandoverResponse: what the session took lately and its device
+	// has got. The device's next session is to know it, too.
+	RecentKeys    []byte `protobuf:"bytes,10,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
+	RecentAges    []byte `protobuf:"bytes,11,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -783,6 +796,20 @@ func (x *ClosedSession) GetNeverOpened() bool {
 		return x.NeverOpened
 	}
 	return false
+}
+
+func (x *ClosedSession) GetRecentKeys() []byte {
+	if x != nil {
+		return x.RecentKeys
+	}
+	return nil
+}
+
+func (x *ClosedSession) GetRecentAges() []byte {
+	if x != nil {
+		return x.RecentAges
+	}
+	return nil
 }
 
 type CloseSessionsResponse struct {
@@ -2531,6 +2558,7 @@ type AdmitResponse struct {
 	ResumeToken       string `protobuf:"bytes,7,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	Resumed           bool   `protobuf:"varint,8,opt,name=resumed,proto3" json:"resumed,omitempty"`
 	NextSeq           uint64 `protobuf:"varint,9,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
+	RecentAges        []byte `protobuf:"bytes,10,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -2626,6 +2654,13 @@ func (x *AdmitResponse) GetNextSeq() uint64 {
 		return x.NextSeq
 	}
 	return 0
+}
+
+func (x *AdmitResponse) GetRecentAges() []byte {
+	if x != nil {
+		return x.RecentAges
+	}
+	return nil
 }
 
 type BufferRequest struct {
@@ -2996,7 +3031,11 @@ type TakeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Oldest first. They stay where they are until they are said to be taken, and
 	// are given to nobody else for some seconds.
-	Entries       []*HeldEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	Entries []*HeldEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// What the device's last sessions took, as in HandoverResponse, if this router
+	// was told their end.
+	RecentKeys    []byte `protobuf:"bytes,2,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
+	RecentAges    []byte `protobuf:"bytes,3,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3034,6 +3073,20 @@ func (*TakeResponse) Descriptor() ([]byte, []int) {
 func (x *TakeResponse) GetEntries() []*HeldEntry {
 	if x != nil {
 		return x.Entries
+	}
+	return nil
+}
+
+func (x *TakeResponse) GetRecentKeys() []byte {
+	if x != nil {
+		return x.RecentKeys
+	}
+	return nil
+}
+
+func (x *TakeResponse) GetRecentAges() []byte {
+	if x != nil {
+		return x.RecentAges
 	}
 	return nil
 }
@@ -3632,7 +3685,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\aversion\x18\x06 \x01(\rR\aversion\x12 \n" +
 	"\vtraceparent\x18\a \x01(\tR\vtraceparent\x12&\n" +
 	"\fresume_token\x18\b \x01(\tB\x03\x80\x01\x01R\vresumeToken\x12\x19\n" +
-	"\blast_seq\x18\t \x01(\x04R\alastSeq\"\xf4\x03\n" +
+	"\blast_seq\x18\t \x01(\x04R\alastSeq\"\x95\x04\n" +
 	"\x13OpenSessionResponse\x128\n" +
 	"\arefusal\x18\x01 \x01(\v2\x1e.mics.router.v1.SessionRefusalR\arefusal\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
@@ -3648,14 +3701,16 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"recentKeys\x12&\n" +
 	"\fresume_token\x18\v \x01(\tB\x03\x80\x01\x01R\vresumeToken\x12\x18\n" +
 	"\aresumed\x18\f \x01(\bR\aresumed\x12\x19\n" +
-	"\bnext_seq\x18\r \x01(\x04R\anextSeq\"G\n" +
+	"\bnext_seq\x18\r \x01(\x04R\anextSeq\x12\x1f\n" +
+	"\vrecent_ages\x18\x0e \x01(\fR\n" +
+	"recentAges\"G\n" +
 	"\x0eSessionRefusal\x12\x1d\n" +
 	"\n" +
 	"close_code\x18\x01 \x01(\x05R\tcloseCode\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x88\x01\n" +
 	"\x14CloseSessionsRequest\x125\n" +
 	"\agateway\x18\x01 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\agateway\x129\n" +
-	"\bsessions\x18\x02 \x03(\v2\x1d.mics.router.v1.ClosedSessionR\bsessions\"\x98\x03\n" +
+	"\bsessions\x18\x02 \x03(\v2\x1d.mics.router.v1.ClosedSessionR\bsessions\"\xda\x03\n" +
 	"\rClosedSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\x04R\tsessionId\x12\x1b\n" +
@@ -3667,7 +3722,12 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\vundelivered\x18\a \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\vundelivered\x12\x1d\n" +
 	"\n" +
 	"close_code\x18\b \x01(\x05R\tcloseCode\x12!\n" +
-	"\fnever_opened\x18\t \x01(\bR\vneverOpened\"B\n" +
+	"\fnever_opened\x18\t \x01(\bR\vneverOpened\x12\x1f\n" +
+	"\vrecent_keys\x18\n" +
+	" \x01(\fR\n" +
+	"recentKeys\x12\x1f\n" +
+	"\vrecent_ages\x18\v \x01(\fR\n" +
+	"recentAges\"B\n" +
 	"\x05Stage\x12\x15\n" +
 	"\x11STAGE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTAGE_RELEASE\x10\x01\x12\x0f\n" +
@@ -3799,7 +3859,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x02 \x01(\x04R\tsessionId\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1c\n" +
-	"\tmigrating\x18\x04 \x01(\bR\tmigrating\"\xe1\x02\n" +
+	"\tmigrating\x18\x04 \x01(\bR\tmigrating\"\x82\x03\n" +
 	"\rAdmitResponse\x128\n" +
 	"\arefusal\x18\x01 \x01(\v2\x1e.mics.router.v1.SessionRefusalR\arefusal\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x126\n" +
@@ -3810,7 +3870,10 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"recentKeys\x12&\n" +
 	"\fresume_token\x18\a \x01(\tB\x03\x80\x01\x01R\vresumeToken\x12\x18\n" +
 	"\aresumed\x18\b \x01(\bR\aresumed\x12\x19\n" +
-	"\bnext_seq\x18\t \x01(\x04R\anextSeq\"^\n" +
+	"\bnext_seq\x18\t \x01(\x04R\anextSeq\x12\x1f\n" +
+	"\vrecent_ages\x18\n" +
+	" \x01(\fR\n" +
+	"recentAges\"^\n" +
 	"\rBufferRequest\x125\n" +
 	"\aentries\x18\x01 \x03(\v2\x1b.mics.router.v1.BufferEntryR\aentries\x12\x16\n" +
 	"\x06insist\x18\x02 \x01(\bR\x06insist\"\x90\x02\n" +
@@ -3844,9 +3907,13 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
 	"\tdevice_id\x18\x03 \x01(\tR\bdeviceId\x123\n" +
 	"\arouters\x18\x04 \x03(\v2\x19.mics.router.v1.RouterRefR\arouters\x12\x14\n" +
-	"\x05taken\x18\x05 \x03(\x04R\x05taken\"C\n" +
+	"\x05taken\x18\x05 \x03(\x04R\x05taken\"\x85\x01\n" +
 	"\fTakeResponse\x123\n" +
-	"\aentries\x18\x01 \x03(\v2\x19.mics.router.v1.HeldEntryR\aentries\"\xed\x01\n" +
+	"\aentries\x18\x01 \x03(\v2\x19.mics.router.v1.HeldEntryR\aentries\x12\x1f\n" +
+	"\vrecent_keys\x18\x02 \x01(\fR\n" +
+	"recentKeys\x12\x1f\n" +
+	"\vrecent_ages\x18\x03 \x01(\fR\n" +
+	"recentAges\"\xed\x01\n" +
 	"\vSyncRequest\x12-\n" +
 	"\x04from\x18\x01 \x01(\v2\x19.mics.router.v1.RouterRefR\x04from\x12%\n" +
 	"\x0eto_incarnation\x18\x02 \x01(\x04R\rtoIncarnation\x12\x16\n" +
