@@ -11,13 +11,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"sync/atomic"
 	"time"
 
 	"github.com/mics-im/mics/internal/config"
+	"github.com/mics-im/mics/internal/watchfile"
 )
 
 // maxFile bounds a file, in bytes: chains and bundles are far below it.
@@ -35,11 +34,10 @@ type Options struct {
 // Files is a certificate and what clients are checked against, as of the last
 // version of the files that was good. Safe for concurrent use.
 type Files struct {
-	opts    Options
-	log     *slog.Logger
-	current atomic.Pointer[material]
-	version [sha256.Size]byte // of the files as last read; owned by Open, then by the watch
-	watch   *watch
+	opts     Options
+	log      *slog.Logger
+	current  atomic.Pointer[material]
+	follower *watchfile.Follower
 }
 
 // material is one version of the files. It is not modified.
@@ -60,6 +58,17 @@ func New(certFile, keyFile string, log *slog.Logger) (*Files, error) {
 // whole (tls_certificate_refused, once for each); then the one before stays.
 // Nothing but new handshakes sees a change.
 func Open(o Options, log *slog.Logger) (*Files, error) {
+	f, err := read(o, log)
+	if err != nil {
+		return nil, err
+	}
+	f.logLoaded()
+	f.follower.Start()
+	return f, nil
+}
+
+// read is Open without what happens later.
+func read(o Options, log *slog.Logger) (*Files, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -71,21 +80,21 @@ func Open(o Options, log *slog.Logger) (*Files, error) {
 	if o.ClientCA != "" {
 		names = append(names, o.ClientCA)
 	}
-	w, err := newWatch(names...)
+	var err error
+	f.follower, err = watchfile.New(watchfile.Options{
+		Files: names, MaxBytes: maxFile, Take: f.take, Taken: f.logLoaded, Log: log,
+		Refused: func(err error) {
+			f.log.Error("tls_certificate_refused", "err", err, "kept_not_after", f.current.Load().cert.Leaf.NotAfter)
+		},
+	})
 	if err != nil {
-		return nil, fmt.Errorf("%w: watch the certificate: %w", config.ErrInvalid, err)
+		return nil, fmt.Errorf("%w: %w", config.ErrInvalid, err)
 	}
-	f.watch = w
-	if _, err := f.reload(); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: %w", config.ErrInvalid, err), w.close())
-	}
-	f.logLoaded()
-	w.start(f.look, func(err error) { f.log.Warn("tls_certificate_watch", "err", err) })
 	return f, nil
 }
 
 // Close ends the watching and waits for it; what was loaded last is served on.
-func (f *Files) Close() error { return f.watch.close() }
+func (f *Files) Close() error { return f.follower.Close() }
 
 // Config returns a server's configuration, a new one for each call, which the
 // caller may add to: NextProtos is empty. The files' current version is used in
@@ -129,16 +138,6 @@ func (f *Files) verifyClient(cs tls.ConnectionState) error {
 	return nil
 }
 
-// look takes a new version of the files if there is one.
-func (f *Files) look() {
-	switch changed, err := f.reload(); {
-	case err != nil:
-		f.log.Error("tls_certificate_refused", "err", err, "kept_not_after", f.current.Load().cert.Leaf.NotAfter)
-	case changed:
-		f.logLoaded()
-	}
-}
-
 func (f *Files) logLoaded() {
 	leaf := f.current.Load().cert.Leaf
 	sum := sha256.Sum256(leaf.Raw)
@@ -150,52 +149,21 @@ func (f *Files) logLoaded() {
 		"sha256", hex.EncodeToString(sum[:]), "not_after", leaf.NotAfter)
 }
 
-// reload reads the files and tells whether they differ from the last reading. It
-// is called by one goroutine at a time.
-func (f *Files) reload() (changed bool, err error) {
-	cert, certErr := readFile(f.opts.Cert)
-	key, keyErr := readFile(f.opts.Key)
-	var ca []byte
-	var caErr error
-	if f.opts.ClientCA != "" {
-		ca, caErr = readFile(f.opts.ClientCA)
-	}
-	err = errors.Join(certErr, keyErr, caErr)
-	// A failure to read counts as a version too: it is worth one log line.
-	version := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %v", cert, key, ca, err))
-	if version == f.version {
-		return false, nil
-	}
-	f.version = version
-	if err != nil {
-		return true, err
-	}
+// take makes a version of the files the current one.
+func (f *Files) take(contents [][]byte) error {
 	m := new(material)
-	pair, err := tls.X509KeyPair(cert, key) // its errors quote nothing
+	pair, err := tls.X509KeyPair(contents[0], contents[1]) // its errors quote nothing
 	if err != nil {
-		return true, fmt.Errorf("%s with %s: %w", f.opts.Cert, f.opts.Key, err)
+		return fmt.Errorf("%s with %s: %w", f.opts.Cert, f.opts.Key, err)
 	}
 	m.cert = &pair
 	if f.opts.ClientCA != "" {
-		if m.clients, err = parsePool(ca); err != nil {
-			return true, fmt.Errorf("%s: %w", f.opts.ClientCA, err)
+		if m.clients, err = parsePool(contents[2]); err != nil {
+			return fmt.Errorf("%s: %w", f.opts.ClientCA, err)
 		}
 	}
 	f.current.Store(m)
-	return true, nil
-}
-
-func readFile(name string) ([]byte, error) {
-	file, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = file.Close() }()
-	b, err := io.ReadAll(io.LimitReader(file, maxFile+1))
-	if err == nil && len(b) > maxFile {
-		err = fmt.Errorf("%s: larger than %d bytes", name, maxFile)
-	}
-	return b, err
+	return nil
 }
 
 // parsePool reads certificates. Unlike AppendCertsFromPEM it skips none: an

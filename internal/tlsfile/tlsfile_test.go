@@ -125,16 +125,17 @@ func TestRefused(t *testing.T) {
 			o.ClientCA = filepath.Join(dir, "ca.crt")
 			write(t, o.ClientCA, a.pem)
 			l := new(logs)
-			f := &Files{opts: o, log: l.logger()}
-			if changed, err := f.reload(); !changed || err != nil {
-				t.Fatal(changed, err)
+			f, err := read(o, l.logger())
+			if err != nil {
+				t.Fatal(err)
 			}
+			t.Cleanup(func() { _ = f.Close() })
 			before := f.current.Load()
 			for file, content := range map[string][]byte{o.Cert: tc.cert, o.Key: tc.key, o.ClientCA: tc.ca} {
 				write(t, file, content)
 			}
-			f.look()
-			f.look() // the same again is not news
+			f.follower.Look()
+			f.follower.Look() // the same again is not news
 			if f.current.Load() != before {
 				t.Error("taken")
 			}
@@ -147,7 +148,7 @@ func TestRefused(t *testing.T) {
 			for _, file := range []string{o.Cert, o.Key, o.ClientCA} {
 				_ = os.Remove(file)
 			}
-			f.look()
+			f.follower.Look()
 			if f.current.Load() != before || l.count(t, "tls_certificate_refused") != 2 {
 				t.Errorf("files removed: %s", l.text())
 			}

@@ -1,26 +1,13 @@
 package tenant
 
 import (
-	"context"
-	"crypto/sha256"
 	"fmt"
 	"log/slog"
-	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"github.com/mics-im/mics/internal/config"
-)
-
-const (
-	// settle is how long after a notice TENANTS_FILE is read: an editor or a
-	// mounted volume changes it in several steps.
-	settle = 100 * time.Millisecond
-	// lookEvery is how often the file is read without a notice, which some file
-	// systems never give.
-	lookEvery = 30 * time.Second
+	"github.com/mics-im/mics/internal/watchfile"
 )
 
 // Settings are the operators' defaults for all tenants.
@@ -67,10 +54,7 @@ type Registry struct {
 	src     Source
 	env     map[string]entry // from the environment; never modified
 	tenants atomic.Pointer[map[string]*Tenant]
-	version [sha256.Size]byte // owned by New, then by watch: of the file as last read
-
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	file    *watchfile.Follower // nil: none
 }
 
 // New reads the configuration and, if there is a TENANTS_FILE, watches it until
@@ -83,7 +67,7 @@ func New(src Source) (*Registry, error) {
 	if src.Log == nil {
 		src.Log = slog.New(slog.DiscardHandler)
 	}
-	r := &Registry{src: src, cancel: func() {}}
+	r := &Registry{src: src}
 	r.tenants.Store(&map[string]*Tenant{})
 	env, err := environment(src)
 	if err != nil {
@@ -96,31 +80,30 @@ func New(src Source) (*Registry, error) {
 		}
 		return r, nil
 	}
-	// Watched first, so that no change falls between; and the folder, because a
-	// file that is replaced by another one (an editor, a mounted ConfigMap) takes
-	// its watch with it.
-	w, err := fsnotify.NewWatcher()
+	r.file, err = watchfile.New(watchfile.Options{
+		Name: settingFile, Files: []string{src.File}, MaxBytes: maxFile, Log: src.Log,
+		Take: func(contents [][]byte) error {
+			file, err := parseFile(contents[0])
+			if err != nil {
+				return err
+			}
+			return r.apply(file)
+		},
+		Taken:   func() { r.src.Log.Info("tenants_file_taken", "tenants", r.Len()) },
+		Refused: func(err error) { r.src.Log.Error("tenants_file_refused", "err", err, "kept", r.Len()) },
+	})
 	if err != nil {
-		return nil, fmt.Errorf("watch %s: %w", settingFile, err)
-	}
-	if err := w.Add(filepath.Dir(src.File)); err != nil {
-		_ = w.Close()
-		return nil, fmt.Errorf("%w: %s: %w", config.ErrInvalid, settingFile, err)
-	}
-	if _, err := r.reload(); err != nil {
-		_ = w.Close()
 		return nil, fmt.Errorf("%w: %w", config.ErrInvalid, err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	r.cancel = cancel
-	r.wg.Go(func() { r.watch(ctx, w) })
+	r.file.Start()
 	return r, nil
 }
 
 // Close ends the watching and waits for it; the tenants stay readable.
 func (r *Registry) Close() {
-	r.cancel()
-	r.wg.Wait()
+	if r.file != nil {
+		_ = r.file.Close() // of the operating system's notices: nothing to be done
+	}
 }
 
 // Get returns a tenant by name. It takes no lock.
@@ -156,57 +139,4 @@ func (r *Registry) apply(file map[string]entry) error {
 		}
 	}
 	return nil
-}
-
-// reload reads the file and tells whether it differed from the last reading. It
-// is called by one goroutine at a time.
-func (r *Registry) reload() (changed bool, err error) {
-	text, err := readFile(r.src.File)
-	// A failure to read counts as a version too: it is worth one log line.
-	version := sha256.Sum256(fmt.Append(text, "\x00", err))
-	if version == r.version {
-		return false, nil
-	}
-	r.version = version
-	if err != nil {
-		return true, err
-	}
-	file, err := parseFile(text)
-	if err != nil {
-		return true, err
-	}
-	return true, r.apply(file)
-}
-
-// watch reads the file again when it may have changed.
-func (r *Registry) watch(ctx context.Context, w *fsnotify.Watcher) {
-	defer func() { _ = w.Close() }()
-	look := time.NewTimer(lookEvery)
-	defer look.Stop()
-	noticed := false
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-w.Events:
-		case err := <-w.Errors:
-			r.src.Log.Warn("tenants_file_watch", "err", err)
-		case <-look.C:
-			noticed = false
-			look.Reset(lookEvery)
-			switch changed, err := r.reload(); {
-			case err != nil:
-				r.src.Log.Error("tenants_file_refused", "err", err, "kept", r.Len())
-			case changed:
-				r.src.Log.Info("tenants_file_taken", "tenants", r.Len())
-			}
-			continue
-		}
-		// Once per batch of notices: a busy folder must not put the reading off
-		// for ever.
-		if !noticed {
-			noticed = true
-			look.Reset(settle)
-		}
-	}
 }

@@ -1,10 +1,8 @@
-package tlsfile
+package watchfile
 
 import (
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -12,7 +10,6 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
-	"github.com/mics-im/mics/internal/testkit"
 )
 
 // runLoop runs a watch's loop in fake time: script sends notices; what comes back
@@ -72,40 +69,5 @@ func TestWhenFilesAreLookedAt(t *testing.T) {
 				t.Fatalf("%d failures", failures)
 			}
 		})
-	}
-}
-
-func TestWatchOfSeveralFolders(t *testing.T) {
-	one, two := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
-	w, err := newWatch(one, two, one)
-	if err != nil {
-		t.Fatal(err)
-	}
-	looks := make(chan struct{}, 1)
-	w.start(func() {
-		select {
-		case looks <- struct{}{}:
-		default:
-		}
-	}, func(err error) { t.Error(err) })
-	for _, f := range []string{one, two} {
-		if err := os.WriteFile(f, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		testkit.Eventually(t, "a look after a change of "+f, func() bool { return len(looks) == 1 })
-		<-looks
-	}
-	if err := w.close(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestWatchIsClosedWithoutStart(t *testing.T) {
-	w, err := newWatch(filepath.Join(t.TempDir(), "a"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := w.close(); err != nil {
-		t.Fatal(err)
 	}
 }
