@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/mics-im/mics/controlplane/internal/fleet"
 	"github.com/mics-im/mics/internal/config"
+	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
 )
 
@@ -68,11 +68,11 @@ func (h helpText) Error() string { return string(h) }
 func (helpText) Unwrap() error   { return config.ErrHelp }
 
 // routers parses RouterEndpoints.
-func (c Config) routers() ([]fleet.Endpoint, error) {
+func (c Config) routers() ([]rpc.Endpoint, error) {
 	if len(c.RouterEndpoints) == 0 {
 		return nil, errors.New("ROUTER_ENDPOINTS: required: base URLs of routers, or dns://HOST:PORT")
 	}
-	list, err := fleet.ParseEndpoints(c.RouterEndpoints)
+	list, err := rpc.ParseEndpoints(c.RouterEndpoints)
 	if err != nil {
 		return nil, fmt.Errorf("ROUTER_ENDPOINTS: %w", err)
 	}

@@ -63,7 +63,7 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	client := rpc.NewClient()
 	c.teardown.Push("rpc client", stepBudget, func(context.Context) error { client.CloseIdleConnections(); return nil })
 	c.fleet = fleet.New(fleet.Config{
-		Source: fleet.NewRPC(client, seeds), Interval: cfg.PollInterval, ForgetAfter: cfg.ForgetAfter, Telemetry: c.tel,
+		Source: fleet.NewRPC(client, seeds, "http"), Interval: cfg.PollInterval, ForgetAfter: cfg.ForgetAfter, Telemetry: c.tel,
 	})
 
 	internalMux := http.NewServeMux()

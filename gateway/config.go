@@ -12,9 +12,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/mics-im/mics/gateway/internal/upgrade"
-	"github.com/mics-im/mics/gateway/internal/uplink"
 	"github.com/mics-im/mics/internal/buildinfo"
 	"github.com/mics-im/mics/internal/config"
+	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
 )
 
@@ -139,9 +139,11 @@ func (c Config) check() error {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
 	}
-	bad("ROUTER_ENDPOINTS", uplink.CheckEndpoints(c.RouterEndpoints))
+	_, err := c.routers()
+	bad("ROUTER_ENDPOINTS", err)
 	if c.PublicEndpoint != "" {
-		bad("PUBLIC_ENDPOINT", uplink.CheckURL(c.PublicEndpoint))
+		_, err := rpc.ParseURL(c.PublicEndpoint)
+		bad("PUBLIC_ENDPOINT", err)
 	}
 	if len(c.NodeID) > maxNodeID || strings.ContainsFunc(c.NodeID, func(r rune) bool { return r <= ' ' || r == 0x7f || r == utf8.RuneError }) {
 		bad("NODE_ID", fmt.Errorf("must be at most %d bytes without blanks", maxNodeID))
@@ -149,7 +151,7 @@ func (c Config) check() error {
 	for _, o := range c.AllowedOrigins {
 		bad("ALLOWED_ORIGINS", upgrade.CheckOrigin(o))
 	}
-	_, err := c.proxies()
+	_, err = c.proxies()
 	bad("TRUSTED_PROXIES", err)
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		bad("TLS_CERT_FILE, TLS_KEY_FILE", errors.New("one of them alone is of no use"))
@@ -158,6 +160,13 @@ func (c Config) check() error {
 		bad("SESSION_QUEUE_BYTES", errors.New("must have room for one message (MAX_MESSAGE_BYTES)"))
 	}
 	return errors.Join(errs...)
+}
+
+func (c Config) routers() ([]rpc.Endpoint, error) {
+	if len(c.RouterEndpoints) == 0 {
+		return nil, errors.New("required: base URLs of routers, or dns://HOST:PORT")
+	}
+	return rpc.ParseEndpoints(c.RouterEndpoints)
 }
 
 func (c Config) proxies() ([]netip.Prefix, error) { return upgrade.ParseProxies(c.TrustedProxies) }

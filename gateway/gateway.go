@@ -92,14 +92,15 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 	g.internal = rpc.NewServer(internalListener, mux, nil, g.tel.Log)
 	g.teardown.Push("internal server", stepBudget, g.internal.Stop)
 
-	g.uplink, err = uplink.New(uplink.Options{
-		Info: g.info, Sessions: func() uint64 { return uint64(g.sessions.Len()) },
-		Endpoints: cfg.RouterEndpoints, HTTP: client, Telemetry: g.tel,
-		OnFenced: g.fence, OnUnfenced: g.unfence, OnSuperseded: g.supersede, OnRouters: func() { g.orphans.Changed() },
-	})
+	routers, err := cfg.routers()
 	if err != nil {
 		return nil, fmt.Errorf("ROUTER_ENDPOINTS: %w: %w", config.ErrInvalid, err)
 	}
+	g.uplink = uplink.New(uplink.Options{
+		Info: g.info, Sessions: func() uint64 { return uint64(g.sessions.Len()) },
+		Endpoints: routers, Scheme: "http", HTTP: client, Telemetry: g.tel,
+		OnFenced: g.fence, OnUnfenced: g.unfence, OnSuperseded: g.supersede, OnRouters: func() { g.orphans.Changed() },
+	})
 	g.sessions = registry.New(registry.Options{Session: session.Config{
 		NodeID: cfg.NodeID, MaxMessageBytes: cfg.MaxMessageBytes, QueueFrames: cfg.QueueFrames, QueueBytes: cfg.QueueBytes,
 		Keepalive: cfg.Keepalive, FloodPerSecond: cfg.FloodPerSecond, ResumeWindow: cfg.ResumeWindow, Uplink: g.uplink, Telemetry: g.tel,

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"strings"
 
 	"github.com/mics-im/mics/internal/buildinfo"
 	"github.com/mics-im/mics/internal/config"
+	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/router/internal/event"
 	"github.com/mics-im/mics/router/internal/offline"
@@ -118,9 +118,8 @@ func (c Config) check() error {
 		problems = append(problems, errors.New("REDIS__CONNECTION: required: where Redis is, or the word memory"))
 	}
 	if c.PublicEndpoint != "" {
-		u, err := url.Parse(c.PublicEndpoint)
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			problems = append(problems, fmt.Errorf("PUBLIC_ENDPOINT: %q is no http:// or https:// base URL", c.PublicEndpoint))
+		if _, err := rpc.ParseURL(c.PublicEndpoint); err != nil {
+			problems = append(problems, fmt.Errorf("PUBLIC_ENDPOINT: %w", err))
 		}
 	}
 	if c.TokenKeys != "" {

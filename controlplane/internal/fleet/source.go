@@ -31,8 +31,9 @@ const (
 // concurrent use.
 type RPC struct {
 	http   *http.Client
-	seeds  []Endpoint
-	lookup func(ctx context.Context, host string) ([]string, error)
+	seeds  []rpc.Endpoint
+	scheme string
+	lookup rpc.Lookup
 
 	mu    sync.Mutex
 	good  string   // the router that answered last; guarded by mu
@@ -43,9 +44,10 @@ type RPC struct {
 // errNobody: the seeds resolve to nothing new, and no router is known.
 var errNobody = errors.New("no other router to ask")
 
-// NewRPC returns a source that finds routers through the seeds.
-func NewRPC(client *http.Client, seeds []Endpoint) *RPC {
-	return &RPC{http: client, seeds: seeds, lookup: net.DefaultResolver.LookupHost}
+// NewRPC returns a source that finds routers through the seeds; scheme, http or
+// https, is that of routers behind a name.
+func NewRPC(client *http.Client, seeds []rpc.Endpoint, scheme string) *RPC {
+	return &RPC{http: client, seeds: seeds, scheme: scheme, lookup: net.DefaultResolver.LookupHost}
 }
 
 // Status asks the gateway at the base URL.
@@ -139,7 +141,9 @@ func (r *RPC) candidates(ctx context.Context, except string) ([]string, error) {
 	var all []string
 	var errs []error
 	for _, s := range r.seeds {
-		urls, err := s.resolve(ctx, r.lookup)
+		lookupCtx, cancel := context.WithTimeout(ctx, callTimeout)
+		urls, err := s.Resolve(lookupCtx, r.scheme, r.lookup)
+		cancel()
 		if err != nil {
 			errs = append(errs, err)
 		}

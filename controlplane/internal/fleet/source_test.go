@@ -74,13 +74,13 @@ func nowhere(t *testing.T) string {
 
 func newSource(t *testing.T, seeds ...string) *RPC {
 	t.Helper()
-	list, err := ParseEndpoints(seeds)
+	list, err := rpc.ParseEndpoints(seeds)
 	if err != nil {
 		t.Fatal(err)
 	}
 	client := rpc.NewClient()
 	t.Cleanup(client.CloseIdleConnections)
-	return NewRPC(client, list)
+	return NewRPC(client, list, "http")
 }
 
 func mustAnswer(t *testing.T, s *RPC, want string) {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/internal/ring"
+	"github.com/mics-im/mics/internal/rpc"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 )
 
@@ -21,9 +22,9 @@ type member struct {
 func toMembers(routers []*routerv1.RouterInfo) []member {
 	var out []member
 	for _, r := range routers {
-		e, err := parseEndpoint(r.GetEndpoint())
-		if err == nil && e.url != "" && r.GetNodeId() != "" {
-			out = append(out, member{r.GetNodeId(), r.GetIncarnation(), e.url})
+		url, err := rpc.ParseURL(r.GetEndpoint())
+		if err == nil && r.GetNodeId() != "" {
+			out = append(out, member{r.GetNodeId(), r.GetIncarnation(), url})
 		}
 	}
 	return out

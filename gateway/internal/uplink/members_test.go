@@ -1,10 +1,7 @@
 package uplink
 
 import (
-	"context"
-	"errors"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -69,37 +66,5 @@ func TestLease(t *testing.T) {
 	l.renewed(at(4), 3*time.Second)
 	if l.check(at(5)) != unfencedNow || l.check(at(5)) != same {
 		t.Error("not unfenced once")
-	}
-}
-
-func TestEndpoints(t *testing.T) {
-	good := []string{"http://a:1", "https://b", "http://c/", "dns://routers:9080", "http://[::1]:2"}
-	list, err := parseEndpoints(good)
-	want := []endpoint{{url: "http://a:1"}, {url: "https://b"}, {url: "http://c"}, {host: "routers", port: "9080"}, {url: "http://[::1]:2"}}
-	if err != nil || !slices.Equal(list, want) {
-		t.Fatalf("got %v, %v", list, err)
-	}
-	bad := []string{"", "a:1", "ftp://a", "http://", "dns://a", "http://a/path", "http://u:p@a", "http://a?x=1", "http://a:0", "dns://a:x"}
-	err = CheckEndpoints(bad)
-	for _, s := range bad {
-		if one := CheckEndpoints([]string{s}); one == nil || !strings.Contains(err.Error(), one.Error()) {
-			t.Errorf("%q: %v", s, one)
-		}
-	}
-	if CheckEndpoints(nil) == nil || CheckURL("dns://a:1") == nil || CheckURL("http://a:1") != nil {
-		t.Error("checks")
-	}
-	lookup := func(_ context.Context, host string) ([]string, error) {
-		if host == "gone" {
-			return nil, errors.New("no such host")
-		}
-		return []string{"10.0.0.1", "fd00::1"}, nil
-	}
-	urls, err := list[3].resolve(t.Context(), lookup)
-	if err != nil || !slices.Equal(urls, []string{"http://10.0.0.1:9080", "http://[fd00::1]:9080"}) {
-		t.Errorf("got %v, %v", urls, err)
-	}
-	if _, err := (endpoint{host: "gone", port: "1"}).resolve(t.Context(), lookup); err == nil || !strings.Contains(err.Error(), "gone") {
-		t.Errorf("got %v", err)
 	}
 }

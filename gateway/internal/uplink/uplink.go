@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/gateway/internal/session"
+	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
@@ -36,13 +37,15 @@ type Options struct {
 	Info func() *gatewayv1.GatewayInfo
 	// Sessions is how many sessions there are.
 	Sessions func() uint64
-	// Endpoints is ROUTER_ENDPOINTS.
-	Endpoints []string
+	// Endpoints is ROUTER_ENDPOINTS, Scheme (http or https) that of routers behind
+	// a name.
+	Endpoints []rpc.Endpoint
+	Scheme    string
 	// HTTP carries the RPC; it is the caller's to close, after Stop.
 	HTTP      *http.Client
 	Telemetry *telemetry.Telemetry
 	// Lookup resolves a host name; nil means the system's resolver.
-	Lookup func(ctx context.Context, host string) ([]string, error)
+	Lookup rpc.Lookup
 
 	// OnFenced says that no router holds the lease any more; OnUnfenced that one
 	// does again; OnSuperseded, once, that a newer incarnation of the node is
@@ -85,11 +88,8 @@ type Uplink struct {
 
 var _ session.Uplink = (*Uplink)(nil)
 
-// New checks the options; nothing runs until Start.
-func New(o Options) (*Uplink, error) {
-	if err := CheckEndpoints(o.Endpoints); err != nil {
-		return nil, err
-	}
+// New returns an Uplink; nothing runs until Start.
+func New(o Options) *Uplink {
 	if o.Lookup == nil {
 		o.Lookup = net.DefaultResolver.LookupHost
 	}
@@ -118,7 +118,7 @@ func New(o Options) (*Uplink, error) {
 	t.Gauge("mics_uplink_routers_linked", "Routers that hold this gateway's lease.", func() int64 { return int64(u.Linked()) })
 	t.Gauge("mics_uplink_finals_waiting", "Ended sessions that no router has taken yet.", func() int64 { return int64(u.closer.waiting()) })
 	u.ctx, u.cancel = context.WithCancel(context.Background())
-	return u, nil
+	return u
 }
 
 // Start links to the routers in the background. Call it once.
@@ -249,12 +249,13 @@ func (u *Uplink) keep() {
 
 // resolve keeps the seeds.
 func (u *Uplink) resolve() {
-	endpoints, _ := parseEndpoints(u.opts.Endpoints) // New has checked them
-	known := make([][]string, len(endpoints))
+	known := make([][]string, len(u.opts.Endpoints))
 	for {
 		seeds := map[string]bool{}
-		for i, e := range endpoints {
-			urls, err := e.resolve(u.ctx, u.opts.Lookup)
+		for i, e := range u.opts.Endpoints {
+			ctx, cancel := context.WithTimeout(u.ctx, resolveEvery)
+			urls, err := e.Resolve(ctx, u.opts.Scheme, u.opts.Lookup)
+			cancel()
 			if err == nil {
 				known[i] = urls
 			} else if u.ctx.Err() == nil {

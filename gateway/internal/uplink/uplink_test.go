@@ -17,6 +17,7 @@ import (
 	"github.com/mics-im/mics/internal/fault"
 	"github.com/mics-im/mics/internal/frame"
 	"github.com/mics-im/mics/internal/ring"
+	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	messagev1 "github.com/mics-im/mics/proto/mics/message/v1"
@@ -54,17 +55,18 @@ func run(t *testing.T, endpoints []string, f func(w *world)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.u, err = New(Options{
-			Info: func() *gatewayv1.GatewayInfo {
-				return &gatewayv1.GatewayInfo{NodeId: "g1", Incarnation: 7, Phase: gatewayv1.Phase(w.phase.Load())}
-			},
-			Sessions: func() uint64 { return 3 }, Endpoints: endpoints, HTTP: w.http, Telemetry: tel,
-			Lookup:   func(context.Context, string) ([]string, error) { return nil, errors.New("no names here") },
-			OnFenced: func() { w.fenced.Add(1) }, OnUnfenced: func() { w.freed.Add(1) }, OnSuperseded: func() { w.over.Add(1) },
-		})
+		seeds, err := rpc.ParseEndpoints(endpoints)
 		if err != nil {
 			t.Fatal(err)
 		}
+		w.u = New(Options{
+			Info: func() *gatewayv1.GatewayInfo {
+				return &gatewayv1.GatewayInfo{NodeId: "g1", Incarnation: 7, Phase: gatewayv1.Phase(w.phase.Load())}
+			},
+			Sessions: func() uint64 { return 3 }, Endpoints: seeds, Scheme: "http", HTTP: w.http, Telemetry: tel,
+			Lookup:   func(context.Context, string) ([]string, error) { return nil, errors.New("no names here") },
+			OnFenced: func() { w.fenced.Add(1) }, OnUnfenced: func() { w.freed.Add(1) }, OnSuperseded: func() { w.over.Add(1) },
+		})
 		defer func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			defer cancel()

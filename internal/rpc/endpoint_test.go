@@ -1,4 +1,4 @@
-package fleet
+package rpc
 
 import (
 	"context"
@@ -6,11 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"unicode/utf8"
-
-	"connectrpc.com/connect"
-
-	"github.com/mics-im/mics/internal/fault"
 )
 
 func TestParseEndpoints(t *testing.T) {
@@ -27,6 +22,15 @@ func TestParseEndpoints(t *testing.T) {
 		} else if !strings.Contains(err.Error(), one.Error()) {
 			t.Errorf("%q is not among all problems: %v", s, err)
 		}
+		if _, one := ParseURL(s); one == nil {
+			t.Errorf("%q was taken as a URL", s)
+		}
+	}
+	if _, err := ParseURL("dns://a:1"); err == nil {
+		t.Error("a name is not one process")
+	}
+	if got, err := ParseURL("http://a:1/"); err != nil || got != "http://a:1" {
+		t.Errorf("got %q, %v", got, err)
 	}
 }
 
@@ -49,29 +53,18 @@ func TestResolve(t *testing.T) {
 		}
 		return []string{"10.0.0.1", "fd00::1"}, nil
 	}
-	got, err := Endpoint{host: "routers", port: "9080"}.resolve(t.Context(), lookup)
-	if err != nil || !slices.Equal(got, []string{"http://10.0.0.1:9080", "http://[fd00::1]:9080"}) {
+	for scheme, want := range map[string][]string{
+		"http": {"http://10.0.0.1:9080", "http://[fd00::1]:9080"}, "https": {"https://10.0.0.1:9080", "https://[fd00::1]:9080"},
+	} {
+		got, err := Endpoint{host: "routers", port: "9080"}.Resolve(t.Context(), scheme, lookup)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("got %v, %v", got, err)
+		}
+	}
+	if got, err := (Endpoint{url: "http://a:1"}).Resolve(t.Context(), "https", lookup); err != nil || !slices.Equal(got, []string{"http://a:1"}) {
 		t.Errorf("got %v, %v", got, err)
 	}
-	if _, err := (Endpoint{host: "gone", port: "1"}).resolve(t.Context(), lookup); err == nil || !strings.Contains(err.Error(), "gone") {
+	if _, err := (Endpoint{host: "gone", port: "1"}).Resolve(t.Context(), "http", lookup); err == nil || !strings.Contains(err.Error(), "gone") {
 		t.Errorf("got %v", err)
-	}
-}
-
-func TestReason(t *testing.T) {
-	long := Reason(errors.New(strings.Repeat("é", 1000)))
-	if len(long) > maxReason+len("…") || !utf8.ValidString(long) {
-		t.Errorf("%d bytes: %q", len(long), long)
-	}
-	for want, err := range map[string]error{
-		"no answer in time":  context.DeadlineExceeded,
-		"no answer in time ": connect.NewError(connect.CodeDeadlineExceeded, errors.New("x")),
-		"detail":             fault.Wrap(fault.Unavailable, "detail", errors.New("cause")),
-		"message":            connect.NewError(connect.CodeUnavailable, errors.New("message")),
-		"a; b":               errors.Join(errors.New("a"), errors.New("b")),
-	} {
-		if got := Reason(err); got != strings.TrimSpace(want) {
-			t.Errorf("Reason(%v) = %q, want %q", err, got, want)
-		}
 	}
 }

@@ -1,4 +1,4 @@
-package fleet
+package rpc
 
 import (
 	"context"
@@ -10,14 +10,15 @@ import (
 	"strings"
 )
 
-// Endpoint is one element of ROUTER_ENDPOINTS: a base URL, or a name behind
-// which there are several.
+// Endpoint is one element of ROUTER_ENDPOINTS or CONTROLPLANE_ENDPOINTS: a base
+// URL, or a name behind which there are several processes. It is comparable.
 type Endpoint struct {
-	// url is the base URL; empty when host is set.
-	url string
-	// host and port of dns://host:port.
-	host, port string
+	url        string // empty when host is set
+	host, port string // of dns://host:port
 }
+
+// Lookup returns the addresses behind a name, as net.Resolver.LookupHost does.
+type Lookup func(ctx context.Context, host string) ([]string, error)
 
 // ParseEndpoints checks a list of endpoints. All problems are reported.
 func ParseEndpoints(list []string) ([]Endpoint, error) {
@@ -51,28 +52,36 @@ func parseEndpoint(s string) (Endpoint, error) {
 	case "http", "https":
 		return Endpoint{url: u.Scheme + "://" + u.Host}, nil
 	case "dns":
-		if u.Port() == "" {
-			return bad()
+		if u.Port() != "" {
+			return Endpoint{host: u.Hostname(), port: u.Port()}, nil
 		}
-		return Endpoint{host: u.Hostname(), port: u.Port()}, nil
 	}
 	return bad()
 }
 
-// resolve returns the base URLs behind the endpoint now.
-func (e Endpoint) resolve(ctx context.Context, lookup func(context.Context, string) ([]string, error)) ([]string, error) {
+// ParseURL checks the base URL of one process and returns it without what says
+// nothing.
+func ParseURL(s string) (string, error) {
+	e, err := parseEndpoint(s)
+	if err != nil || e.url == "" {
+		return "", fmt.Errorf("%q: want http://HOST:PORT or https://HOST:PORT", s)
+	}
+	return e.url, nil
+}
+
+// Resolve returns the base URLs behind the endpoint now. scheme, http or https,
+// is that of processes behind a name.
+func (e Endpoint) Resolve(ctx context.Context, scheme string, lookup Lookup) ([]string, error) {
 	if e.url != "" {
 		return []string{e.url}, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	addrs, err := lookup(ctx, e.host)
 	if err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", e.host, err)
 	}
 	urls := make([]string, 0, len(addrs))
 	for _, a := range addrs {
-		urls = append(urls, "http://"+net.JoinHostPort(a, e.port))
+		urls = append(urls, scheme+"://"+net.JoinHostPort(a, e.port))
 	}
 	return urls, nil
 }
