@@ -4,8 +4,15 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"strings"
 	"time"
 
+	"github.com/mics-im/mics/controlplane/internal/store"
+	"github.com/mics-im/mics/controlplane/internal/store/redis"
 	"github.com/mics-im/mics/internal/config"
 	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
@@ -19,6 +26,9 @@ const (
 	defaultForgetAfter = 30 * time.Second
 )
 
+// Memory is the value of REDIS__CONNECTION that means the same as an empty one.
+const Memory = "memory"
+
 // Config is a control plane's configuration. Zero durations mean the defaults.
 type Config struct {
 	// NodeID names this process in logs and answers.
@@ -30,6 +40,12 @@ type Config struct {
 	InternalListen string
 	// RouterEndpoints are base URLs or dns://host:port names of routers.
 	RouterEndpoints []string
+	// PublicEndpoint is the base URL at which other control planes reach this one's
+	// INTERNAL_LISTEN; empty: this host, at the port of InternalListen.
+	PublicEndpoint string
+	// Redis is REDIS__CONNECTION; empty or Memory: state is kept in this process,
+	// which must then be the only control plane.
+	Redis string
 	// PollInterval is how often the inventory is refreshed.
 	PollInterval time.Duration
 	// ForgetAfter is how long a node stays in the inventory that is neither in
@@ -48,10 +64,13 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.String(&c.Listen, "LISTEN", ":8070", "address for operators; no access control, keep it on a trusted network")
 	s.String(&c.InternalListen, "INTERNAL_LISTEN", ":9080", "address for /healthz, /readyz and /metrics")
 	s.List(&c.RouterEndpoints, "ROUTER_ENDPOINTS", "routers: comma-separated base URLs, or dns://HOST:PORT (required)")
+	s.String(&c.PublicEndpoint, "PUBLIC_ENDPOINT", "", "base URL at which other control planes reach this one (default: this host, port of INTERNAL_LISTEN)")
+	s.String(&c.Redis, "REDIS__CONNECTION", "", "Redis for what must survive this process, and to elect a leader; empty or memory: a single control plane that forgets at its end")
 	s.Duration(&c.PollInterval, "POLL_INTERVAL_MS", time.Millisecond, config.Bound{Min: 100, Max: 60_000}, "milliseconds between refreshes of the inventory")
 	s.Duration(&c.ForgetAfter, "FORGET_AFTER_SECONDS", time.Second, config.Bound{Min: 1, Max: 3600}, "seconds for which a node that is gone stays in the inventory")
 	c.Telemetry.Register(s)
 	s.Check(func() error { _, err := c.routers(); return err })
+	s.Check(c.check)
 	if err := s.Parse(args, lookup); err != nil {
 		if errors.Is(err, config.ErrHelp) {
 			err = helpText("mics-controlplane operates a MICS cluster.\n\nSettings, as flags or [environment variables]:\n" + s.Usage())
@@ -66,6 +85,41 @@ type helpText string
 
 func (h helpText) Error() string { return string(h) }
 func (helpText) Unwrap() error   { return config.ErrHelp }
+
+// check checks what no parser has.
+func (c Config) check() error {
+	if c.PublicEndpoint == "" {
+		return nil
+	}
+	u, err := url.Parse(c.PublicEndpoint)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return fmt.Errorf("PUBLIC_ENDPOINT: %q is no http:// or https:// base URL", c.PublicEndpoint)
+	}
+	return nil
+}
+
+// endpoint is PublicEndpoint, or what it is by default for a listener at addr.
+func (c Config) endpoint(addr string) string {
+	if c.PublicEndpoint != "" {
+		return strings.TrimRight(c.PublicEndpoint, "/")
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "http://" + addr
+	}
+	if ip, err := netip.ParseAddr(host); err != nil || ip.IsUnspecified() {
+		host = config.HostName()
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}
+
+// openStore opens what Redis says.
+func (c Config) openStore(log *slog.Logger) (store.Store, error) {
+	if c.Redis == "" || c.Redis == Memory {
+		return store.NewMemory(), nil
+	}
+	return redis.Open(c.Redis, log)
+}
 
 // routers parses RouterEndpoints.
 func (c Config) routers() ([]rpc.Endpoint, error) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/mics-im/mics/controlplane/internal/fleet"
 	"github.com/mics-im/mics/controlplane/internal/service"
+	"github.com/mics-im/mics/controlplane/internal/store"
 	"github.com/mics-im/mics/internal/buildinfo"
 	"github.com/mics-im/mics/internal/config"
 	"github.com/mics-im/mics/internal/lifecycle"
@@ -35,6 +36,9 @@ type ControlPlane struct {
 	tel                *telemetry.Telemetry
 	operator, internal *rpc.Server
 	fleet              *fleet.Fleet
+	elector            *store.Elector
+	// duties are what the leader does.
+	duties []func(context.Context, *store.Tenure)
 
 	mu       sync.Mutex
 	started  bool            // guarded by mu
@@ -60,6 +64,12 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	}
 	c.teardown.Push("telemetry", stepBudget, c.tel.Shutdown)
 
+	st, err := cfg.openStore(c.tel.Log)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", config.ErrInvalid, err)
+	}
+	c.teardown.Push("store", stepBudget, func(context.Context) error { st.Close(); return nil })
+
 	client := rpc.NewClient()
 	c.teardown.Push("rpc client", stepBudget, func(context.Context) error { client.CloseIdleConnections(); return nil })
 	c.fleet = fleet.New(fleet.Config{
@@ -71,6 +81,9 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	if c.internal, err = c.listen("internal server", cfg.InternalListen, internalMux); err != nil {
 		return nil, fmt.Errorf("INTERNAL_LISTEN: %w", err)
 	}
+	c.elector = store.NewElector(store.ElectorConfig{
+		Store: st, Name: cfg.NodeID, Address: cfg.endpoint(c.internal.Addr()), Telemetry: c.tel,
+	})
 	svc := service.New(service.Config{
 		NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, HTTP: client, Telemetry: c.tel,
 	})
@@ -108,13 +121,23 @@ func (c *ControlPlane) Start(ctx context.Context) error {
 		return errors.New("control plane started twice")
 	}
 	c.started = true
-	fleetCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	c.background(ctx, "inventory", c.fleet.Run)
+	c.background(ctx, "election", func(ctx context.Context) { c.elector.Run(ctx, c.duties...) })
+	c.internal.Start()
+	c.operator.Start()
+	c.tel.Log.InfoContext(ctx, "started", "listen", c.Addr(), "internal_listen", c.InternalAddr(), "version", buildinfo.Version())
+	return nil
+}
+
+// background runs f until Stop.
+func (c *ControlPlane) background(ctx context.Context, name string, f func(context.Context)) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		c.fleet.Run(fleetCtx)
+		f(ctx)
 	}()
-	c.teardown.Push("inventory", stepBudget, func(ctx context.Context) error {
+	c.teardown.Push(name, stepBudget, func(ctx context.Context) error {
 		cancel()
 		select {
 		case <-done:
@@ -123,10 +146,6 @@ func (c *ControlPlane) Start(ctx context.Context) error {
 			return ctx.Err()
 		}
 	})
-	c.internal.Start()
-	c.operator.Start()
-	c.tel.Log.InfoContext(ctx, "started", "listen", c.Addr(), "internal_listen", c.InternalAddr(), "version", buildinfo.Version())
-	return nil
 }
 
 // Addr is where operators connect, host:port.

@@ -43,6 +43,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mics-im/mics/internal/redisconn"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/redis/rueidis"
 )
@@ -59,9 +60,17 @@ const (
 // logEvery is how often malformed data in Redis is worth a log line.
 const logEvery = time.Minute
 
+const (
+	// commandTimeout bounds a command, and how long a connection may be silent
+	// before it is given up.
+	commandTimeout = time.Second
+	// cachePerConn bounds the client-side route cache, in bytes.
+	cachePerConn = 64 << 20
+)
+
 // Options is what Open needs.
 type Options struct {
-	// Connection is the value of REDIS__CONNECTION, see parse.
+	// Connection is the value of REDIS__CONNECTION, see redisconn.Parse.
 	Connection string
 	// Log takes what no caller is told: nil discards it.
 	Log *slog.Logger
@@ -99,7 +108,7 @@ var _ route.Store = (*Store)(nil)
 // ctx bounds nothing but Open itself, which tries to connect once, within
 // seconds. Close ends the store.
 func Open(ctx context.Context, o Options) (*Store, error) {
-	opt, err := parse(o.Connection)
+	opt, err := redisconn.Parse(o.Connection)
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +117,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.timeout = o.timeout
 	}
 	opt.ConnWriteTimeout = s.timeout
+	opt.CacheSizeEachConn = cachePerConn
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -1,4 +1,6 @@
-package redisstore
+// Package redisconn reads REDIS__CONNECTION, the same for every service that has
+// a Redis: one server, Sentinels or a Cluster.
+package redisconn
 
 import (
 	"crypto/tls"
@@ -15,27 +17,22 @@ import (
 )
 
 const (
-	// commandTimeout bounds a command, and how long a connection may be silent
-	// before it is given up.
-	commandTimeout = time.Second
-	dialTimeout    = time.Second
+	dialTimeout = time.Second
 	// keepAlive is how often a silent connection is asked whether it lives.
 	keepAlive = time.Second
-	// cachePerConn bounds the client-side route cache, in bytes.
-	cachePerConn = 64 << 20
 	// topologyRefresh finds a master or a shard that moved without a word.
 	topologyRefresh = 10 * time.Second
 	// maxRedirects bounds how often a cluster may send one command elsewhere.
 	maxRedirects = 8
 )
 
-// parse reads a REDIS__CONNECTION: a redis:// or rediss:// URL, or the
+// Parse reads a REDIS__CONNECTION: a redis:// or rediss:// URL, or the
 // StackExchange form that V1 operators have, `host:port,host:port,password=…,
 // user=…,ssl=true,defaultDatabase=0,serviceName=…`. Several hosts are the seeds
 // of a Redis Cluster or, with a serviceName, the Sentinels. What it does not
 // know is an error that names it, unless it may be a piece of a password: no
 // error repeats a value.
-func parse(connection string) (rueidis.ClientOption, error) {
+func Parse(connection string) (rueidis.ClientOption, error) {
 	var opt rueidis.ClientOption
 	var err error
 	if scheme, _, found := strings.Cut(connection, "://"); found && !strings.ContainsAny(scheme, ",:=") {
@@ -54,8 +51,7 @@ func parse(connection string) (rueidis.ClientOption, error) {
 		return rueidis.ClientOption{}, fmt.Errorf("REDIS__CONNECTION: %w", err)
 	}
 	opt.Dialer = net.Dialer{Timeout: dialTimeout, KeepAlive: keepAlive}
-	opt.CacheSizeEachConn = cachePerConn
-	// A deadline then gives up the wait and not the connection with its cache.
+	// A deadline then gives up the wait and not the connection.
 	opt.AlwaysPipelining = true
 	opt.ClusterOption.ShardsRefreshInterval = topologyRefresh
 	opt.ClusterOption.MaxMovedRedirections = maxRedirects

@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"slices"
@@ -44,7 +44,7 @@ func TestConnectionStrings(t *testing.T) {
 		"redis://[::1]:6380":                          {hosts: []string{"[::1]:6380"}},
 		"redis://s1?master_set=m&db=1&addr=s2":        {hosts: []string{"s1:6379", "s2:6379"}, set: "m", db: 1},
 	} {
-		opt, err := parse(in)
+		opt, err := Parse(in)
 		if err != nil {
 			t.Errorf("%q: %v", in, err)
 			continue
@@ -112,7 +112,7 @@ func TestConnectionStringsThatAreRefused(t *testing.T) {
 		"redis://u:hunter2@a:1?db=hunter2":             "whole number",
 		"redis://u:hunter2@a:1?timeout=1":              `"timeout"`,
 	} {
-		opt, err := parse(in)
+		opt, err := Parse(in)
 		if err == nil {
 			t.Errorf("%q: accepted as %v", in, opt.InitAddress)
 			continue
