@@ -79,13 +79,17 @@ func (r *Router) dispatchHooks() dispatch.Hooks {
 			}
 			r.stats.Refused.With(reason).Inc()
 		},
-		Forwarded: func(d time.Duration, _ int) {
+		Forwarded: func(node route.NodeRef, d time.Duration) {
 			r.stats.ForwardDuration.Record(float64(d.Microseconds()) / 1000)
+			r.signals.Of(node).Forward(false)
 		},
-		ForwardFailed: r.stats.ForwardFailed.Inc,
-		Recovered:     func(n int) { r.stats.Recovered.Add(int64(n)) },
-		Settled:       func(key route.DeviceKey) { r.buffer.Settled(key) },
-		Lost:          r.stats.Lost.Inc,
+		ForwardFailed: func(node route.NodeRef) {
+			r.stats.ForwardFailed.Inc()
+			r.signals.Of(node).Forward(true)
+		},
+		Recovered: func(n int) { r.stats.Recovered.Add(int64(n)) },
+		Settled:   func(key route.DeviceKey) { r.buffer.Settled(key) },
+		Lost:      r.stats.Lost.Inc,
 	}
 }
 

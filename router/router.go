@@ -32,6 +32,7 @@ import (
 	"github.com/mics-im/mics/router/internal/redisstore"
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/service"
+	"github.com/mics-im/mics/router/internal/signals"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/tenant"
 )
@@ -55,11 +56,12 @@ const sweepEvery = 10 * time.Second
 
 // Router is one router. Several can live in one process.
 type Router struct {
-	cfg    Config
-	tel    *telemetry.Telemetry
-	stats  *stats.Stats
-	self   route.Router
-	client *http.Client
+	cfg     Config
+	tel     *telemetry.Telemetry
+	stats   *stats.Stats
+	signals *signals.Table
+	self    route.Router
+	client  *http.Client
 
 	tenants    *tenant.Registry
 	away       *away.Store // the route store, or what stands in for it
@@ -155,6 +157,7 @@ func (r *Router) wire(ln net.Listener) {
 		r.dispatcher.Prune()
 		r.buffer.Rebalance()
 	}, func() { r.buffer.Lapsed() })
+	r.signals = signals.New(r.directory.Alive, r.tel)
 	limiter := tenant.NewLimiter(tenant.LimiterOptions{
 		Leaser: r.store, Routers: func() int { return len(r.directory.Routers()) }, Log: log,
 	})
@@ -182,12 +185,12 @@ func (r *Router) wire(ln net.Listener) {
 	admitter := admit.New(admit.Options{
 		Self: r.self, Directory: r.directory, Routes: r.store, Tenant: r.tenants.Get, Hooks: hooks, Dispatcher: r.dispatcher,
 		Kept: r.buffer, Buffer: r.buffer, Recall: remembered, Peer: r.peer, Gateway: r.gateway, Tokens: cfg.tokenKeys(log),
-		MaxMessageBytes: cfg.messages.MaxMessageBytes, Events: r.events, Stats: r.stats, Log: log, Tracer: r.tel.Tracer,
+		MaxMessageBytes: cfg.messages.MaxMessageBytes, Events: r.events, Stats: r.stats, Signals: r.signals, Log: log, Tracer: r.tel.Tracer,
 	})
 	r.push("admissions", admitter.Close)
 	messages := pipeline.New(pipeline.Options{
 		Tenant: r.tenants.Get, Hooks: hooks, Routes: r.store, Dispatcher: r.dispatcher, Absent: absent, Dedup: r.sents, Limiter: limiter,
-		Events: r.events, Limits: cfg.messages, Stats: r.stats, Tracer: r.tel.Tracer,
+		Events: r.events, Limits: cfg.messages, Stats: r.stats, Signals: r.signals, Tracer: r.tel.Tracer,
 	})
 	r.push("pipeline", messages.Close)
 	r.reaper = reaper.New(reaper.Options{
@@ -198,7 +201,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.gauges()
 
 	svc := service.New(service.Options{
-		Directory: r.directory, Admitter: admitter, Buffer: r.buffer, Copies: r.buffer, Records: r.away, Keeper: r.dispatcher, Self: r.self, DeadLetters: r.events, Stats: r.stats, Log: log,
+		Directory: r.directory, Admitter: admitter, Buffer: r.buffer, Copies: r.buffer, Records: r.away, Keeper: r.dispatcher, Self: r.self, DeadLetters: r.events, Signals: r.signals, Stats: r.stats, Log: log,
 		Intake: func(gateway route.NodeRef, answer func(uint64, []byte)) service.Intake {
 			return messages.Intake(gateway, answer)
 		},

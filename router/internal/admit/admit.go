@@ -26,6 +26,7 @@ import (
 	"github.com/mics-im/mics/router/internal/offline"
 	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
+	"github.com/mics-im/mics/router/internal/signals"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/tenant"
 	"github.com/mics-im/mics/router/internal/token"
@@ -115,6 +116,7 @@ type Options struct {
 	MaxMessageBytes int
 	Events          Events
 	Stats           *stats.Stats
+	Signals         *signals.Table // nil: not counted
 	Log             *slog.Logger
 	Tracer          trace.Tracer
 }
@@ -188,7 +190,9 @@ func (a *Admitter) OpenSession(ctx context.Context, req *routerv1.OpenSessionReq
 	if migrating {
 		o.key = r.claims.Key
 	} else {
+		asked := time.Now()
 		res, err := a.opts.Hooks.Authenticate(ctx, t, req.Token, req.DeviceId)
+		a.opts.Signals.Of(loc.Node).Auth(time.Since(asked), err)
 		if err != nil {
 			return refuse("auth_unavailable", codeAuth, textUnavailable)
 		}

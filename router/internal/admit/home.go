@@ -150,6 +150,7 @@ func (a *Admitter) limit(ctx context.Context, o opening) *routerv1.AdmitResponse
 	}
 	if perUser > 0 && others >= perUser {
 		a.opts.Stats.Limited(o.key.Tenant, stats.KindUserConnections, perUser, others)
+		a.opts.Signals.Of(o.loc.Node).Limited()
 		return refusal(codeLimit, textUserLimit)
 	}
 	limit := perTenant
@@ -162,6 +163,7 @@ func (a *Admitter) limit(ctx context.Context, o opening) *routerv1.AdmitResponse
 	}
 	if !ok {
 		a.opts.Stats.Limited(o.key.Tenant, stats.KindTenantConnections, perTenant, current)
+		a.opts.Signals.Of(o.loc.Node).Limited()
 		return refusal(codeLimit, textTenantLimit)
 	}
 	return nil

@@ -96,9 +96,9 @@ type Hooks struct {
 	// Refused counts deliveries that a gateway did not take, by reason.
 	Refused func(reason string)
 	// Forwarded measures a delivery from its queue to the gateway's answer.
-	Forwarded func(d time.Duration, targets int)
+	Forwarded func(node route.NodeRef, d time.Duration)
 	// ForwardFailed counts deliveries that a gateway which is gone had not taken.
-	ForwardFailed func()
+	ForwardFailed func(node route.NodeRef)
 	// Recovered counts copies that a gateway had accepted and not confirmed when
 	// it was gone: they are delivered again.
 	Recovered func(n int)

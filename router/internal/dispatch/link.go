@@ -193,7 +193,7 @@ func (l *link) run() {
 	inOrder(copies)
 	l.d.recover(l.node.NodeRef, copies)
 	for _, q := range rest {
-		l.d.opts.Hooks.ForwardFailed()
+		l.d.opts.Hooks.ForwardFailed(l.node.NodeRef)
 		for _, t := range q.targets {
 			t.refuse(l.d, l.node.NodeRef)
 		}
@@ -372,7 +372,7 @@ func (l *link) answer(res *gatewayv1.DeliverResponse) {
 
 	now := time.Now()
 	for _, q := range done {
-		l.d.opts.Hooks.Forwarded(now.Sub(q.since), len(q.targets))
+		l.d.opts.Hooks.Forwarded(l.node.NodeRef, now.Sub(q.since))
 		for _, t := range q.targets {
 			if why, no := refused[session{q.id, t.session}]; no {
 				l.d.opts.Hooks.Refused(why.String())

@@ -65,7 +65,7 @@ func (w *world) dispatcher() *Dispatcher {
 	w.d = New(Options{
 		Directory: w, Routes: w, Buffer: w, Dial: w.dial,
 		Hooks: Hooks{
-			Refused: func(string) {}, Forwarded: func(time.Duration, int) {}, ForwardFailed: func() {},
+			Refused: func(string) {}, Forwarded: func(route.NodeRef, time.Duration) {}, ForwardFailed: func(route.NodeRef) {},
 			Recovered: func(int) {}, Settled: func(route.DeviceKey) {}, Lost: func() { panic("lost") },
 		},
 		GhostTTL: func(string) time.Duration { return time.Hour },

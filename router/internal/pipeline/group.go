@@ -21,6 +21,7 @@ func (m *message) to(records []route.Record) {
 // resolveGroup asks who the members are and looks their routes up in chunks.
 func (p *Pipeline) resolveGroup(m *message) (failure string) {
 	members, err := p.opts.Hooks.Members(m.ctx, m.tenant, m.header.Group)
+	m.in.signals.Hook(err)
 	switch {
 	case err != nil:
 		return reasonNoMembers

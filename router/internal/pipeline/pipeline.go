@@ -21,6 +21,7 @@ import (
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/peer"
 	"github.com/mics-im/mics/router/internal/route"
+	"github.com/mics-im/mics/router/internal/signals"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/tenant"
 	"go.opentelemetry.io/otel/trace"
@@ -88,6 +89,7 @@ type Options struct {
 	Events  Events
 	Limits  Limits
 	Stats   *stats.Stats
+	Signals *signals.Table // nil: not counted
 	Tracer  trace.Tracer
 }
 
@@ -156,6 +158,7 @@ func (m *message) group() bool { return m.header.Type == messagev1.MessageType_G
 type Intake struct {
 	p       *Pipeline
 	gateway route.NodeRef
+	signals *signals.Gateway
 	answer  func(ref uint64, ack []byte)
 	direct  []*message // begun, to be dispatched by the next flush
 	keys    []route.UserKey
@@ -165,7 +168,7 @@ type Intake struct {
 // once for each message that Publish takes, from any goroutine; it must not
 // block. ack is a serialized MessageAck.
 func (p *Pipeline) Intake(gateway route.NodeRef, answer func(ref uint64, ack []byte)) *Intake {
-	return &Intake{p: p, gateway: gateway, answer: answer}
+	return &Intake{p: p, gateway: gateway, signals: p.opts.Signals.Of(gateway), answer: answer}
 }
 
 // Publish takes a batch. It never waits for a tenant: a message that needs a
@@ -224,6 +227,7 @@ func (in *Intake) flush() {
 // been answered.
 func (p *Pipeline) begin(in *Intake, i *routerv1.Inbound) *message {
 	m := &message{in: in, ref: i.Ref, session: i.SessionId, bytes: i.Message, window: window, ctx: p.ctx}
+	in.signals.Message()
 	if i.Version < 2 {
 		m.window = windowV1
 	}
@@ -261,11 +265,13 @@ func (p *Pipeline) limit(m *message) (reason string) {
 	if n := s.inFlight.Add(1); n > int64(most) {
 		s.inFlight.Add(-1)
 		p.opts.Stats.Limited(m.tenant.Name(), stats.KindInFlight, most, int(n)-1)
+		m.in.signals.Limited()
 		return reasonOverloaded
 	}
 	if ok, kind, limit := p.opts.Limiter.AllowMessage(m.tenant, m.header.User); !ok {
 		s.inFlight.Add(-1)
 		p.opts.Stats.Limited(m.tenant.Name(), kind, limit, limit)
+		m.in.signals.Limited()
 		return reasonRate
 	}
 	m.share = s
@@ -298,6 +304,7 @@ func (p *Pipeline) check(m *message) (denied string) {
 	var res *hookv1.CheckMessageResponse
 	if err == nil {
 		res, err = p.opts.Hooks.Check(m.ctx, m.tenant, req)
+		m.in.signals.Hook(err)
 	}
 	switch {
 	case err != nil:

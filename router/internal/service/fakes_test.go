@@ -18,6 +18,7 @@ import (
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/route"
+	"github.com/mics-im/mics/router/internal/signals"
 	"github.com/mics-im/mics/router/internal/stats"
 )
 
@@ -118,7 +119,7 @@ func serve(t *testing.T) (*fakes, *Service, routerv1connect.RouterServiceClient,
 		t.Fatal(err)
 	}
 	s := New(Options{
-		Directory: f, Admitter: f, Buffer: f, Stats: stats.New(tel), Log: tel.Log,
+		Directory: f, Admitter: f, Buffer: f, Stats: stats.New(tel), Log: tel.Log, Signals: signals.New(f.Alive, tel),
 		Intake: func(_ route.NodeRef, answer func(uint64, []byte)) Intake {
 			f.mu.Lock()
 			defer f.mu.Unlock()

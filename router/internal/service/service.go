@@ -15,6 +15,7 @@ import (
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/route"
+	"github.com/mics-im/mics/router/internal/signals"
 	"github.com/mics-im/mics/router/internal/stats"
 )
 
@@ -63,8 +64,10 @@ type Options struct {
 	Records Records
 	// DeadLetters are what operators list and redrive.
 	DeadLetters DeadLetters
-	Stats       *stats.Stats
-	Log         *slog.Logger
+	// Signals are what operators compare gateways by.
+	Signals *signals.Table
+	Stats   *stats.Stats
+	Log     *slog.Logger
 }
 
 // Service implements RouterService and PeerService.
@@ -161,6 +164,15 @@ func (s *Service) Directory(context.Context, *connect.Request[routerv1.Directory
 		})
 	}
 	return connect.NewResponse(res), nil
+}
+
+// Signals implements RouterService.
+func (s *Service) Signals(context.Context, *connect.Request[routerv1.SignalsRequest]) (*connect.Response[routerv1.SignalsResponse], error) {
+	self := s.opts.Self
+	return connect.NewResponse(&routerv1.SignalsResponse{
+		Router:   &routerv1.RouterInfo{NodeId: self.ID, Incarnation: self.Incarnation, Endpoint: self.Endpoint, Version: self.Version},
+		Gateways: s.opts.Signals.Read(),
+	}), nil
 }
 
 func (s *Service) routers() []*routerv1.RouterInfo {

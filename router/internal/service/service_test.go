@@ -277,3 +277,18 @@ func TestOutcomesThatAreNotReadEndTheStream(t *testing.T) {
 	<-p.overflow
 	p.drain(t.Context())
 }
+
+func TestSignals(t *testing.T) {
+	f, s, router, _ := serve(t)
+	f.mu.Lock()
+	f.gateways[route.NodeRef{ID: "g", Incarnation: 1}] = route.Node{}
+	f.mu.Unlock()
+	s.opts.Signals.Of(route.NodeRef{ID: "g", Incarnation: 1}).Message()
+	res, err := router.Signals(t.Context(), connect.NewRequest(&routerv1.SignalsRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g := res.Msg.GetGateways(); len(g) != 1 || g[0].GetNodeId() != "g" || g[0].GetMessages() != 1 {
+		t.Errorf("%v", res.Msg)
+	}
+}
