@@ -42,6 +42,9 @@ const (
 	codeLimit    = 4429
 )
 
+// refusedResume is the result of openings whose resume token was refused.
+const refusedResume = "refused_resume"
+
 // Texts of refusals.
 const (
 	textUnavailable  = "auth unavailable"
@@ -163,7 +166,9 @@ type opening struct {
 func (a *Admitter) OpenSession(ctx context.Context, req *routerv1.OpenSessionRequest) (*routerv1.OpenSessionResponse, error) {
 	refuse := func(result string, code int32, reason string) (*routerv1.OpenSessionResponse, error) {
 		a.opts.Stats.Sessions.With(result).Inc()
-		return &routerv1.OpenSessionResponse{Refusal: &routerv1.SessionRefusal{CloseCode: code, Reason: clip(reason)}}, nil
+		return &routerv1.OpenSessionResponse{Refusal: &routerv1.SessionRefusal{
+			CloseCode: code, Reason: clip(reason), Resume: result == refusedResume,
+		}}, nil
 	}
 	loc := route.Location{Node: ref(req.GetGateway()), Session: req.SessionId}
 	if !a.opts.Directory.Alive(loc.Node) {
@@ -183,7 +188,7 @@ func (a *Admitter) OpenSession(ctx context.Context, req *routerv1.OpenSessionReq
 	}
 	r, migrating, no := a.present(t, req)
 	if no != "" {
-		return refuse("refused_resume", codeAuth, no)
+		return refuse(refusedResume, codeAuth, no)
 	}
 	o := opening{tenant: t, loc: loc, version: uint8(req.Version), resume: r}
 	var config *hookv1.TenantRuntimeConfig
@@ -206,7 +211,7 @@ func (a *Admitter) OpenSession(ctx context.Context, req *routerv1.OpenSessionReq
 		t.Learn(res.Config)
 		config = res.Config
 		if r.claims != nil && r.claims.Key != o.key {
-			return refuse("refused_resume", codeAuth, textForeign)
+			return refuse(refusedResume, codeAuth, textForeign)
 		}
 	}
 	got, err := a.atHome(ctx, o, config)
@@ -215,7 +220,11 @@ func (a *Admitter) OpenSession(ctx context.Context, req *routerv1.OpenSessionReq
 		return nil, err
 	}
 	if r := got.Refusal; r != nil {
-		return refuse("refused", r.CloseCode, r.Reason)
+		result := "refused"
+		if r.Resume {
+			result = refusedResume
+		}
+		return refuse(result, r.CloseCode, r.Reason)
 	}
 	result := "admitted"
 	if got.Resumed {
@@ -227,6 +236,7 @@ func (a *Admitter) OpenSession(ctx context.Context, req *routerv1.OpenSessionReq
 		HeartbeatTimeoutSeconds: uint32(t.HeartbeatTimeout() / time.Second),
 		RouterId:                got.RouterId, RouterIncarnation: got.RouterIncarnation, RecentKeys: got.RecentKeys, RecentAges: got.RecentAges,
 		ResumeToken: got.ResumeToken, Resumed: got.Resumed, NextSeq: got.NextSeq,
+		Origin: got.Origin, Migrating: got.Migrating, FrozenMs: got.FrozenMs,
 	}
 	if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {
 		out.TraceId = sc.TraceID().String()
@@ -282,7 +292,7 @@ func (a *Admitter) Admit(ctx context.Context, req *routerv1.AdmitRequest) (*rout
 	o.tenant = t
 	r, no := a.presented(o.key, req)
 	if no != "" {
-		return refusal(codeAuth, no), nil
+		return resumeRefusal(no), nil
 	}
 	o.resume = r
 	if len(req.TenantConfig) > 0 {
@@ -297,6 +307,13 @@ func (a *Admitter) Admit(ctx context.Context, req *routerv1.AdmitRequest) (*rout
 
 func refusal(code int32, reason string) *routerv1.AdmitResponse {
 	return &routerv1.AdmitResponse{Refusal: &routerv1.SessionRefusal{CloseCode: code, Reason: reason}}
+}
+
+// resumeRefusal refuses the resume token.
+func resumeRefusal(reason string) *routerv1.AdmitResponse {
+	res := refusal(codeAuth, reason)
+	res.Refusal.Resume = true
+	return res
 }
 
 func ref(g *gatewayv1.GatewayRef) route.NodeRef {

@@ -16,6 +16,7 @@ import (
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/token"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -42,7 +43,7 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 	case abandoned:
 		return nil, errAbandoned
 	case known != nil && known.key == o.key:
-		return known.res, nil
+		return known.again(), nil
 	case known != nil:
 		return nil, fault.New(fault.Invalid, "this session was opened for another device")
 	}
@@ -65,11 +66,18 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 	if !resumable || prev == nil || prev.Location() != o.resume.claims.Loc {
 		o.resume = resumption{}
 	}
+	began := time.Now()
 	drained, ok := a.backlog(ctx, o, prev, res)
 	if !ok {
 		return refusal(codeAuth, textUnavailable), nil
 	}
 	adm := &admission{opening: o, epoch: epoch, res: res}
+	if res.Resumed {
+		adm.frozen = began
+		res.Origin = &gatewayv1.GatewayRef{NodeId: prev.Node.ID, Incarnation: prev.Node.Incarnation}
+		res.Migrating = o.resume.claims.Kind == token.Migrate
+		res.FrozenMs = adm.frozenMS()
+	}
 	if !a.ledger.admit(adm) {
 		if err := a.undo(ctx, adm); err != nil {
 			return nil, fault.Wrap(fault.Unavailable, "take an abandoned session back", err)
@@ -82,6 +90,20 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 		a.pull(o)
 	}
 	return res, nil
+}
+
+// again is the answer for a gateway that asks once more.
+func (m *admission) again() *routerv1.AdmitResponse {
+	if m.frozen.IsZero() {
+		return m.res
+	}
+	res := proto.CloneOf(m.res)
+	res.FrozenMs = m.frozenMS()
+	return res
+}
+
+func (m *admission) frozenMS() float64 {
+	return float64(time.Since(m.frozen)) / float64(time.Millisecond)
 }
 
 // errAbandoned answers an opening that its gateway has given up.

@@ -42,6 +42,8 @@ type admission struct {
 	opening
 	epoch uint64
 	res   *routerv1.AdmitResponse
+	// frozen is since when the session that goes on has been frozen; zero: none.
+	frozen time.Time
 }
 
 func newLedger(forgot func()) *ledger {

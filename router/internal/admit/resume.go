@@ -121,7 +121,7 @@ func (a *Admitter) lineage(ctx context.Context, o opening) (resumable bool, no *
 	switch {
 	case known && (records[i].Epoch != c.Epoch || records[i].Location() != c.Loc),
 		c.Kind == token.Migrate && (!known || records[i].State == route.Ghost):
-		return false, refusal(codeAuth, textStale)
+		return false, resumeRefusal(textStale)
 	case !known || records[i].State == route.Ghost:
 		return false, nil
 	}
@@ -137,7 +137,7 @@ func (a *Admitter) lineage(ctx context.Context, o opening) (resumable bool, no *
 	case got == nil:
 		return false, nil
 	case got.Ahead:
-		return false, refusal(codeAuth, textAhead)
+		return false, resumeRefusal(textAhead)
 	}
 	return true, nil
 }

@@ -3,6 +3,7 @@ package admit
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,7 +35,8 @@ func (n *node) resumes(i int, session uint64, resume string, lastSeq uint64, edi
 
 func wantRefused(t *testing.T, what string, res *routerv1.OpenSessionResponse, reason string) {
 	t.Helper()
-	if r := res.Refusal; r.GetCloseCode() != 4001 || r.GetReason() != reason {
+	token := slices.Contains([]string{textInvalid, textForeign, textStale, textExpired, textAhead}, reason)
+	if r := res.Refusal; r.GetCloseCode() != 4001 || r.GetReason() != reason || r.GetResume() != token {
 		t.Errorf("%s: got %v, want 4001 %s", what, res, reason)
 	}
 }
@@ -86,6 +88,9 @@ func TestASessionGoesOn(t *testing.T) {
 				same(t, "backlog", texts(res.Backlog), "8", "9", "f", "r", "b")
 				if !res.Resumed || res.NextSeq != 10 || res.Epoch != 2 || res.ResumeToken == "" || res.ResumeToken == first.ResumeToken {
 					t.Errorf("%v", res)
+				}
+				if res.Origin.GetNodeId() != g(1).ID || res.Origin.GetIncarnation() != g(1).Incarnation || res.Migrating || res.FrozenMs != 0 {
+					t.Errorf("origin %v, migrating %v, frozen for %v ms", res.Origin, res.Migrating, res.FrozenMs)
 				}
 				for i, seq := range []uint64{8, 9, 0, 0, 0} {
 					if u := res.Backlog[i]; u.Seq != seq || u.Id != uint64(i+1) {
@@ -184,8 +189,10 @@ func TestAResumeThatIsAskedTwice(t *testing.T) {
 		c.holds(1, 5, 9, "9")
 		good := c.nodes[1].migrate(1, 5, 1, time.Minute)
 		c.noAuth()
-		one, two := n.resumes(2, 6, good, 8), c.nodes[1].resumes(2, 6, good, 8)
-		if !one.Resumed || !two.Resumed || one.ResumeToken != two.ResumeToken || two.Epoch != 2 {
+		one := n.resumes(2, 6, good, 8)
+		time.Sleep(20 * time.Millisecond)
+		two := c.nodes[1].resumes(2, 6, good, 8)
+		if !one.Resumed || !two.Resumed || one.ResumeToken != two.ResumeToken || two.Epoch != 2 || !two.Migrating || one.FrozenMs != 0 || two.FrozenMs != 20 {
 			t.Errorf("got %v and %v", one, two)
 		}
 	})

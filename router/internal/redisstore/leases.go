@@ -25,6 +25,7 @@ type description struct {
 	Track       string `json:"track,omitempty"`
 	Version     string `json:"version,omitempty"`
 	Phase       int32  `json:"phase,omitempty"`
+	ClientURL   string `json:"client_url,omitempty"`
 }
 
 // incarnation is as wide as the widest number, so that text compares as numbers do.
@@ -87,6 +88,7 @@ func (d description) ref() route.NodeRef {
 func (s *Store) RenewNode(ctx context.Context, n route.Node, lease time.Duration) error {
 	return s.renewLease(ctx, nodesKey, description{
 		ID: n.ID, Incarnation: n.Incarnation, Endpoint: n.Endpoint, Track: n.Track, Version: n.Version, Phase: n.Phase,
+		ClientURL: n.ClientURL,
 	}, lease)
 }
 
@@ -103,7 +105,7 @@ func (s *Store) Nodes(ctx context.Context) ([]route.Node, error) {
 	}
 	out := make([]route.Node, len(all))
 	for i, d := range all {
-		out[i] = route.Node{NodeRef: d.ref(), Endpoint: d.Endpoint, Track: d.Track, Version: d.Version, Phase: d.Phase}
+		out[i] = route.Node{NodeRef: d.ref(), Endpoint: d.Endpoint, Track: d.Track, Version: d.Version, Phase: d.Phase, ClientURL: d.ClientURL}
 	}
 	return out, nil
 }

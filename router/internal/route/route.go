@@ -103,6 +103,8 @@ type Change struct {
 type Node struct {
 	NodeRef
 	Endpoint, Track, Version string
+	// ClientURL is where clients reach this very gateway; empty: nowhere.
+	ClientURL string
 	// Phase is a gatewayv1.Phase number.
 	Phase int32
 }

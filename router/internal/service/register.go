@@ -100,6 +100,6 @@ func gatewayOf(g *gatewayv1.GatewayInfo) (route.Node, error) {
 	}
 	return route.Node{
 		NodeRef:  route.NodeRef{ID: g.NodeId, Incarnation: g.Incarnation},
-		Endpoint: g.Endpoint, Track: g.Track, Version: g.Version, Phase: int32(g.Phase),
+		Endpoint: g.Endpoint, Track: g.Track, Version: g.Version, Phase: int32(g.Phase), ClientURL: g.ClientUrl,
 	}, nil
 }

@@ -160,7 +160,7 @@ func (s *Service) Directory(context.Context, *connect.Request[routerv1.Directory
 	res := &routerv1.DirectoryResponse{Routers: s.routers()}
 	for _, g := range s.opts.Directory.Gateways() {
 		res.Gateways = append(res.Gateways, &gatewayv1.GatewayInfo{
-			NodeId: g.ID, Incarnation: g.Incarnation, Endpoint: g.Endpoint, Track: g.Track, Version: g.Version, Phase: gatewayv1.Phase(g.Phase),
+			NodeId: g.ID, Incarnation: g.Incarnation, Endpoint: g.Endpoint, Track: g.Track, Version: g.Version, Phase: gatewayv1.Phase(g.Phase), ClientUrl: g.ClientURL,
 		})
 	}
 	return connect.NewResponse(res), nil

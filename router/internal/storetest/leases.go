@@ -128,6 +128,7 @@ func nodesDescribed(t *testing.T, s route.Store, _ func(time.Duration)) {
 	for i, name := range hostile {
 		n := route.Node{
 			NodeRef: route.NodeRef{ID: name, Incarnation: uint64(i)}, Endpoint: "http://" + name, Track: name + "1", Version: name + "2", Phase: int32(i),
+			ClientURL: "ws://" + name,
 		}
 		all = append(all, n)
 		if err := s.RenewNode(t.Context(), n, time.Minute); err != nil {

@@ -446,7 +446,14 @@ type OpenSessionResponse struct {
 	Resumed bool   `protobuf:"varint,12,opt,name=resumed,proto3" json:"resumed,omitempty"`
 	NextSeq uint64 `protobuf:"varint,13,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
 	// HandoverResponse.recent_ages.
-	RecentAges    []byte `protobuf:"bytes,14,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
+	RecentAges []byte `protobuf:"bytes,14,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
+	// Of a session that goes on: where it comes from, and whether its client was
+	// asked to move.
+	Origin    *v1.GatewayRef `protobuf:"bytes,15,opt,name=origin,proto3" json:"origin,omitempty"`
+	Migrating bool           `protobuf:"varint,16,opt,name=migrating,proto3" json:"migrating,omitempty"`
+	// From when the home sent the Handover to when it answered: nothing could be
+	// delivered then.
+	FrozenMs      float64 `protobuf:"fixed64,17,opt,name=frozen_ms,json=frozenMs,proto3" json:"frozen_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -579,10 +586,33 @@ func (x *OpenSessionResponse) GetRecentAges() []byte {
 	return nil
 }
 
+func (x *OpenSessionResponse) GetOrigin() *v1.GatewayRef {
+	if x != nil {
+		return x.Origin
+	}
+	return nil
+}
+
+func (x *OpenSessionResponse) GetMigrating() bool {
+	if x != nil {
+		return x.Migrating
+	}
+	return false
+}
+
+func (x *OpenSessionResponse) GetFrozenMs() float64 {
+	if x != nil {
+		return x.FrozenMs
+	}
+	return 0
+}
+
 type SessionRefusal struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	CloseCode     int32                  `protobuf:"varint,1,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	CloseCode int32                  `protobuf:"varint,1,opt,name=close_code,json=closeCode,proto3" json:"close_code,omitempty"`
+	Reason    string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// It is the resume token that was refused.
+	Resume        bool `protobuf:"varint,3,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -629,6 +659,13 @@ func (x *SessionRefusal) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *SessionRefusal) GetResume() bool {
+	if x != nil {
+		return x.Resume
+	}
+	return false
 }
 
 type CloseSessionsRequest struct {
@@ -2552,13 +2589,16 @@ type AdmitResponse struct {
 	Epoch   uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Backlog []*v1.Undelivered      `protobuf:"bytes,3,rep,name=backlog,proto3" json:"backlog,omitempty"`
 	// As in OpenSessionResponse.
-	RouterId          string `protobuf:"bytes,4,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
-	RouterIncarnation uint64 `protobuf:"varint,5,opt,name=router_incarnation,json=routerIncarnation,proto3" json:"router_incarnation,omitempty"`
-	RecentKeys        []byte `protobuf:"bytes,6,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
-	ResumeToken       string `protobuf:"bytes,7,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
-	Resumed           bool   `protobuf:"varint,8,opt,name=resumed,proto3" json:"resumed,omitempty"`
-	NextSeq           uint64 `protobuf:"varint,9,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
-	RecentAges        []byte `protobuf:"bytes,10,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
+	RouterId          string         `protobuf:"bytes,4,opt,name=router_id,json=routerId,proto3" json:"router_id,omitempty"`
+	RouterIncarnation uint64         `protobuf:"varint,5,opt,name=router_incarnation,json=routerIncarnation,proto3" json:"router_incarnation,omitempty"`
+	RecentKeys        []byte         `protobuf:"bytes,6,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
+	ResumeToken       string         `protobuf:"bytes,7,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	Resumed           bool           `protobuf:"varint,8,opt,name=resumed,proto3" json:"resumed,omitempty"`
+	NextSeq           uint64         `protobuf:"varint,9,opt,name=next_seq,json=nextSeq,proto3" json:"next_seq,omitempty"`
+	RecentAges        []byte         `protobuf:"bytes,10,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
+	Origin            *v1.GatewayRef `protobuf:"bytes,11,opt,name=origin,proto3" json:"origin,omitempty"`
+	Migrating         bool           `protobuf:"varint,12,opt,name=migrating,proto3" json:"migrating,omitempty"`
+	FrozenMs          float64        `protobuf:"fixed64,13,opt,name=frozen_ms,json=frozenMs,proto3" json:"frozen_ms,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -2661,6 +2701,27 @@ func (x *AdmitResponse) GetRecentAges() []byte {
 		return x.RecentAges
 	}
 	return nil
+}
+
+func (x *AdmitResponse) GetOrigin() *v1.GatewayRef {
+	if x != nil {
+		return x.Origin
+	}
+	return nil
+}
+
+func (x *AdmitResponse) GetMigrating() bool {
+	if x != nil {
+		return x.Migrating
+	}
+	return false
+}
+
+func (x *AdmitResponse) GetFrozenMs() float64 {
+	if x != nil {
+		return x.FrozenMs
+	}
+	return 0
 }
 
 type BufferRequest struct {
@@ -3685,7 +3746,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\aversion\x18\x06 \x01(\rR\aversion\x12 \n" +
 	"\vtraceparent\x18\a \x01(\tR\vtraceparent\x12&\n" +
 	"\fresume_token\x18\b \x01(\tB\x03\x80\x01\x01R\vresumeToken\x12\x19\n" +
-	"\blast_seq\x18\t \x01(\x04R\alastSeq\"\x95\x04\n" +
+	"\blast_seq\x18\t \x01(\x04R\alastSeq\"\x85\x05\n" +
 	"\x13OpenSessionResponse\x128\n" +
 	"\arefusal\x18\x01 \x01(\v2\x1e.mics.router.v1.SessionRefusalR\arefusal\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
@@ -3703,11 +3764,15 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\aresumed\x18\f \x01(\bR\aresumed\x12\x19\n" +
 	"\bnext_seq\x18\r \x01(\x04R\anextSeq\x12\x1f\n" +
 	"\vrecent_ages\x18\x0e \x01(\fR\n" +
-	"recentAges\"G\n" +
+	"recentAges\x123\n" +
+	"\x06origin\x18\x0f \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\x06origin\x12\x1c\n" +
+	"\tmigrating\x18\x10 \x01(\bR\tmigrating\x12\x1b\n" +
+	"\tfrozen_ms\x18\x11 \x01(\x01R\bfrozenMs\"_\n" +
 	"\x0eSessionRefusal\x12\x1d\n" +
 	"\n" +
 	"close_code\x18\x01 \x01(\x05R\tcloseCode\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x88\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06resume\x18\x03 \x01(\bR\x06resume\"\x88\x01\n" +
 	"\x14CloseSessionsRequest\x125\n" +
 	"\agateway\x18\x01 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\agateway\x129\n" +
 	"\bsessions\x18\x02 \x03(\v2\x1d.mics.router.v1.ClosedSessionR\bsessions\"\xda\x03\n" +
@@ -3859,7 +3924,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x02 \x01(\x04R\tsessionId\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1c\n" +
-	"\tmigrating\x18\x04 \x01(\bR\tmigrating\"\x82\x03\n" +
+	"\tmigrating\x18\x04 \x01(\bR\tmigrating\"\xf2\x03\n" +
 	"\rAdmitResponse\x128\n" +
 	"\arefusal\x18\x01 \x01(\v2\x1e.mics.router.v1.SessionRefusalR\arefusal\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x126\n" +
@@ -3873,7 +3938,10 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\bnext_seq\x18\t \x01(\x04R\anextSeq\x12\x1f\n" +
 	"\vrecent_ages\x18\n" +
 	" \x01(\fR\n" +
-	"recentAges\"^\n" +
+	"recentAges\x123\n" +
+	"\x06origin\x18\v \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\x06origin\x12\x1c\n" +
+	"\tmigrating\x18\f \x01(\bR\tmigrating\x12\x1b\n" +
+	"\tfrozen_ms\x18\r \x01(\x01R\bfrozenMs\"^\n" +
 	"\rBufferRequest\x125\n" +
 	"\aentries\x18\x01 \x03(\v2\x1b.mics.router.v1.BufferEntryR\aentries\x12\x16\n" +
 	"\x06insist\x18\x02 \x01(\bR\x06insist\"\x90\x02\n" +
@@ -4053,83 +4121,85 @@ var file_mics_router_v1_router_proto_depIdxs = []int32{
 	53, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	7,  // 3: mics.router.v1.OpenSessionResponse.refusal:type_name -> mics.router.v1.SessionRefusal
 	54, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	53, // 5: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
-	9,  // 6: mics.router.v1.CloseSessionsRequest.sessions:type_name -> mics.router.v1.ClosedSession
-	0,  // 7: mics.router.v1.ClosedSession.stage:type_name -> mics.router.v1.ClosedSession.Stage
-	54, // 8: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
-	53, // 9: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
-	12, // 10: mics.router.v1.PublishRequest.messages:type_name -> mics.router.v1.Inbound
-	14, // 11: mics.router.v1.PublishResponse.outcomes:type_name -> mics.router.v1.Outcome
-	53, // 12: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
-	16, // 13: mics.router.v1.HoldRequest.sessions:type_name -> mics.router.v1.HoldSession
-	54, // 14: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
-	18, // 15: mics.router.v1.HoldResponse.sessions:type_name -> mics.router.v1.HeldIDs
-	53, // 16: mics.router.v1.PrepareMigrationRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
-	20, // 17: mics.router.v1.PrepareMigrationRequest.sessions:type_name -> mics.router.v1.MigratingSession
-	52, // 18: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
-	2,  // 19: mics.router.v1.DirectoryResponse.routers:type_name -> mics.router.v1.RouterInfo
-	2,  // 20: mics.router.v1.DirectoryResponse.answered_by:type_name -> mics.router.v1.RouterInfo
-	2,  // 21: mics.router.v1.SignalsResponse.router:type_name -> mics.router.v1.RouterInfo
-	26, // 22: mics.router.v1.SignalsResponse.gateways:type_name -> mics.router.v1.GatewaySignals
-	55, // 23: mics.router.v1.GatewaySignals.auth_ms:type_name -> mics.gateway.v1.Histogram
-	28, // 24: mics.router.v1.ListDLQRequest.only:type_name -> mics.router.v1.DeadLetterRef
-	30, // 25: mics.router.v1.ListDLQResponse.letters:type_name -> mics.router.v1.DeadLetter
-	56, // 26: mics.router.v1.DeadLetter.event:type_name -> mics.hook.v1.MqEvent
-	33, // 27: mics.router.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
-	53, // 28: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
-	36, // 29: mics.router.v1.AdmitRequest.resume:type_name -> mics.router.v1.ResumedSession
-	53, // 30: mics.router.v1.ResumedSession.gateway:type_name -> mics.gateway.v1.GatewayRef
-	7,  // 31: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	54, // 32: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	39, // 33: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
-	1,  // 34: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
-	39, // 35: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
-	34, // 36: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
-	41, // 37: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
-	34, // 38: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
-	45, // 39: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
-	46, // 40: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
-	41, // 41: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
-	2,  // 42: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
-	57, // 43: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
-	49, // 44: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
-	50, // 45: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
-	49, // 46: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
-	3,  // 47: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
-	5,  // 48: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
-	8,  // 49: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
-	11, // 50: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
-	15, // 51: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
-	19, // 52: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
-	22, // 53: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
-	24, // 54: mics.router.v1.RouterService.Signals:input_type -> mics.router.v1.SignalsRequest
-	27, // 55: mics.router.v1.RouterService.ListDLQ:input_type -> mics.router.v1.ListDLQRequest
-	31, // 56: mics.router.v1.RouterService.RedriveDLQ:input_type -> mics.router.v1.RedriveDLQRequest
-	35, // 57: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
-	38, // 58: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
-	42, // 59: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
-	44, // 60: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
-	48, // 61: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
-	4,  // 62: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
-	6,  // 63: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
-	10, // 64: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
-	13, // 65: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
-	17, // 66: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
-	21, // 67: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
-	23, // 68: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
-	25, // 69: mics.router.v1.RouterService.Signals:output_type -> mics.router.v1.SignalsResponse
-	29, // 70: mics.router.v1.RouterService.ListDLQ:output_type -> mics.router.v1.ListDLQResponse
-	32, // 71: mics.router.v1.RouterService.RedriveDLQ:output_type -> mics.router.v1.RedriveDLQResponse
-	37, // 72: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
-	40, // 73: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
-	43, // 74: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
-	47, // 75: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
-	51, // 76: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
-	62, // [62:77] is the sub-list for method output_type
-	47, // [47:62] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	53, // 5: mics.router.v1.OpenSessionResponse.origin:type_name -> mics.gateway.v1.GatewayRef
+	53, // 6: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	9,  // 7: mics.router.v1.CloseSessionsRequest.sessions:type_name -> mics.router.v1.ClosedSession
+	0,  // 8: mics.router.v1.ClosedSession.stage:type_name -> mics.router.v1.ClosedSession.Stage
+	54, // 9: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
+	53, // 10: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	12, // 11: mics.router.v1.PublishRequest.messages:type_name -> mics.router.v1.Inbound
+	14, // 12: mics.router.v1.PublishResponse.outcomes:type_name -> mics.router.v1.Outcome
+	53, // 13: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	16, // 14: mics.router.v1.HoldRequest.sessions:type_name -> mics.router.v1.HoldSession
+	54, // 15: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
+	18, // 16: mics.router.v1.HoldResponse.sessions:type_name -> mics.router.v1.HeldIDs
+	53, // 17: mics.router.v1.PrepareMigrationRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	20, // 18: mics.router.v1.PrepareMigrationRequest.sessions:type_name -> mics.router.v1.MigratingSession
+	52, // 19: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
+	2,  // 20: mics.router.v1.DirectoryResponse.routers:type_name -> mics.router.v1.RouterInfo
+	2,  // 21: mics.router.v1.DirectoryResponse.answered_by:type_name -> mics.router.v1.RouterInfo
+	2,  // 22: mics.router.v1.SignalsResponse.router:type_name -> mics.router.v1.RouterInfo
+	26, // 23: mics.router.v1.SignalsResponse.gateways:type_name -> mics.router.v1.GatewaySignals
+	55, // 24: mics.router.v1.GatewaySignals.auth_ms:type_name -> mics.gateway.v1.Histogram
+	28, // 25: mics.router.v1.ListDLQRequest.only:type_name -> mics.router.v1.DeadLetterRef
+	30, // 26: mics.router.v1.ListDLQResponse.letters:type_name -> mics.router.v1.DeadLetter
+	56, // 27: mics.router.v1.DeadLetter.event:type_name -> mics.hook.v1.MqEvent
+	33, // 28: mics.router.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
+	53, // 29: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	36, // 30: mics.router.v1.AdmitRequest.resume:type_name -> mics.router.v1.ResumedSession
+	53, // 31: mics.router.v1.ResumedSession.gateway:type_name -> mics.gateway.v1.GatewayRef
+	7,  // 32: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
+	54, // 33: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	53, // 34: mics.router.v1.AdmitResponse.origin:type_name -> mics.gateway.v1.GatewayRef
+	39, // 35: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
+	1,  // 36: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
+	39, // 37: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
+	34, // 38: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
+	41, // 39: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
+	34, // 40: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
+	45, // 41: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
+	46, // 42: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
+	41, // 43: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
+	2,  // 44: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
+	57, // 45: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
+	49, // 46: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
+	50, // 47: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
+	49, // 48: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
+	3,  // 49: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
+	5,  // 50: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
+	8,  // 51: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
+	11, // 52: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
+	15, // 53: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
+	19, // 54: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
+	22, // 55: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
+	24, // 56: mics.router.v1.RouterService.Signals:input_type -> mics.router.v1.SignalsRequest
+	27, // 57: mics.router.v1.RouterService.ListDLQ:input_type -> mics.router.v1.ListDLQRequest
+	31, // 58: mics.router.v1.RouterService.RedriveDLQ:input_type -> mics.router.v1.RedriveDLQRequest
+	35, // 59: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
+	38, // 60: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
+	42, // 61: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
+	44, // 62: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
+	48, // 63: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
+	4,  // 64: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
+	6,  // 65: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
+	10, // 66: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
+	13, // 67: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
+	17, // 68: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
+	21, // 69: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
+	23, // 70: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
+	25, // 71: mics.router.v1.RouterService.Signals:output_type -> mics.router.v1.SignalsResponse
+	29, // 72: mics.router.v1.RouterService.ListDLQ:output_type -> mics.router.v1.ListDLQResponse
+	32, // 73: mics.router.v1.RouterService.RedriveDLQ:output_type -> mics.router.v1.RedriveDLQResponse
+	37, // 74: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
+	40, // 75: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
+	43, // 76: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
+	47, // 77: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
+	51, // 78: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
+	64, // [64:79] is the sub-list for method output_type
+	49, // [49:64] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_mics_router_v1_router_proto_init() }
