@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"net/url"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -31,6 +32,9 @@ type Config struct {
 	// PublicEndpoint is the base URL at which routers reach this very gateway;
 	// empty: this host, at the port of InternalListen.
 	PublicEndpoint string
+	// ClientURL is where clients reach this very gateway, so that they can be sent
+	// to it; empty: only through what balances them.
+	ClientURL string
 	// RouterEndpoints are base URLs or dns://host:port names of routers.
 	RouterEndpoints []string
 	// Track is stable or canary; Version is free text.
@@ -76,6 +80,7 @@ const (
 	// maxMessageBytes leaves room for a message in a batch of 64 MiB.
 	maxMessageBytes = 16 << 20
 	maxNodeID       = 128
+	maxClientURL    = 2048
 )
 
 func defaultConfig() Config {
@@ -97,6 +102,7 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.String(&c.Listen, "LISTEN", defaultListen, "address for clients")
 	s.String(&c.InternalListen, "INTERNAL_LISTEN", defaultInternalListen, "address for routers and the control plane, /healthz, /readyz and /metrics")
 	s.String(&c.PublicEndpoint, "PUBLIC_ENDPOINT", "", "base URL at which routers reach this very gateway (default: this host, port of INTERNAL_LISTEN)")
+	s.String(&c.ClientURL, "CLIENT_URL", "", "ws:// or wss:// URL, with its path, at which clients reach this very gateway (default: only through what balances them)")
 	s.List(&c.RouterEndpoints, "ROUTER_ENDPOINTS", "routers: comma-separated base URLs, or dns://HOST:PORT (required)")
 	s.Enum(&c.Track, "TRACK", "stable or canary", defaultTrack, "canary")
 	s.String(&c.Version, "VERSION", buildinfo.Version(), "version that operators see")
@@ -145,6 +151,9 @@ func (c Config) check() error {
 		_, err := rpc.ParseURL(c.PublicEndpoint)
 		bad("PUBLIC_ENDPOINT", err)
 	}
+	if c.ClientURL != "" {
+		bad("CLIENT_URL", checkClientURL(c.ClientURL))
+	}
 	if len(c.NodeID) > maxNodeID || strings.ContainsFunc(c.NodeID, func(r rune) bool { return r <= ' ' || r == 0x7f || r == utf8.RuneError }) {
 		bad("NODE_ID", fmt.Errorf("must be at most %d bytes without blanks", maxNodeID))
 	}
@@ -167,6 +176,14 @@ func (c Config) routers() ([]rpc.Endpoint, error) {
 		return nil, errors.New("required: base URLs of routers, or dns://HOST:PORT")
 	}
 	return rpc.ParseEndpoints(c.RouterEndpoints)
+}
+
+func checkClientURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "ws" && u.Scheme != "wss" || u.Hostname() == "" || u.User != nil || u.Fragment != "" || len(s) > maxClientURL {
+		return fmt.Errorf("%q: want ws://HOST/ws or wss://HOST/ws", s)
+	}
+	return nil
 }
 
 func (c Config) proxies() ([]netip.Prefix, error) { return upgrade.ParseProxies(c.TrustedProxies) }

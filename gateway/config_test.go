@@ -19,11 +19,12 @@ func TestLoadConfig(t *testing.T) {
 		"ROUTER_ENDPOINTS": "http://a:9080, dns://routers:9080", "NODE_ID": "g-0", "TRACK": "stable", "DRAIN_TIMEOUT_SECONDS": "25",
 		"WS_KEEPALIVE_INTERVAL_SECONDS": "0", "ALLOWED_ORIGINS": "https://a.example, http://localhost:3000",
 		"TRUSTED_PROXIES": "10.0.0.0/8,::1", "RESUME_WINDOW_SECONDS": "5", "ACCEPT_RATE_PER_ADDRESS": "0", "PUBLIC_ENDPOINT": "http://g-0.gateways:9080",
+		"CLIENT_URL": "wss://g-0.example/ws",
 	}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.NodeID != "g-0" || c.Track != "canary" || c.DrainTimeout != 25*time.Second || c.Keepalive != 0 || c.ResumeWindow != 5*time.Second || c.AcceptRatePerAddress != 0 ||
+	if c.NodeID != "g-0" || c.ClientURL != "wss://g-0.example/ws" || c.Track != "canary" || c.DrainTimeout != 25*time.Second || c.Keepalive != 0 || c.ResumeWindow != 5*time.Second || c.AcceptRatePerAddress != 0 ||
 		len(c.RouterEndpoints) != 2 || c.MaxMessageBytes != 1<<20 || c.FloodPerSecond != 200 || c.Listen != ":8080" || c.InternalListen != ":9080" {
 		t.Errorf("got %+v", c)
 	}
@@ -52,6 +53,7 @@ func TestLoadConfigErrors(t *testing.T) {
 		"window":     {"RESUME_WINDOW_SECONDS", "1h", "RESUME_WINDOW_SECONDS"},
 		"negative":   {"MAX_CONNECTIONS", "-1", "MAX_CONNECTIONS"},
 		"endpoint":   {"PUBLIC_ENDPOINT", "dns://a:1", "PUBLIC_ENDPOINT"},
+		"client url": {"CLIENT_URL", "http://a/ws", "CLIENT_URL"},
 		"origin":     {"ALLOWED_ORIGINS", "example.com", "ALLOWED_ORIGINS"},
 		"proxy":      {"TRUSTED_PROXIES", "10.0.0.0/33", "TRUSTED_PROXIES"},
 		"lone cert":  {"TLS_CERT_FILE", "a.pem", "TLS_CERT_FILE, TLS_KEY_FILE"},

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mics-im/mics/gateway/internal/arrival"
 	"github.com/mics-im/mics/gateway/internal/downlink"
 	"github.com/mics-im/mics/gateway/internal/orphans"
 	"github.com/mics-im/mics/gateway/internal/registry"
@@ -42,6 +43,7 @@ type Gateway struct {
 	uplink   *uplink.Uplink
 	sessions *registry.Registry
 	orphans  *orphans.Rescuer
+	arrivals *arrival.Table
 	upgrades *upgrade.Handler
 	downlink *downlink.Service
 	internal *rpc.Server
@@ -112,14 +114,15 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 		return nil, fmt.Errorf("TRUSTED_PROXIES: %w: %w", config.ErrInvalid, err)
 	}
 	g.evacuation.after = g.uplink.Announce
+	g.arrivals = arrival.New(g.tel)
 	g.upgrades = upgrade.New(upgrade.Options{
 		Registry: g.sessions, OpenSession: g.uplink.OpenSession, Gateway: g.ref, Closed: g.closed,
 		AllowedOrigins: cfg.AllowedOrigins, TrustedProxies: proxies, AcceptRate: cfg.AcceptRate,
-		AcceptRatePerAddress: cfg.AcceptRatePerAddress, MaxConnections: cfg.MaxConnections, Telemetry: g.tel,
+		AcceptRatePerAddress: cfg.AcceptRatePerAddress, MaxConnections: cfg.MaxConnections, Arrived: g.arrivals.Add, Telemetry: g.tel,
 	})
 	g.downlink = downlink.New(downlink.Options{
 		Registry: g.sessions, Telemetry: g.tel, Info: g.info,
-		RoutersLinked: g.uplink.Linked, RefusedHandshakes: g.upgrades.Refused,
+		RoutersLinked: g.uplink.Linked, RefusedHandshakes: g.upgrades.Refused, Complete: g.complete,
 	})
 	mux.Handle(gatewayv1connect.NewGatewayServiceHandler(g.downlink, rpc.HandlerOptions()...))
 	rpc.Operate(mux, g.tel.Metrics(), g.notReady)
@@ -200,7 +203,7 @@ func (g *Gateway) info() *gatewayv1.GatewayInfo {
 	}
 	return &gatewayv1.GatewayInfo{
 		NodeId: g.ref.GetNodeId(), Incarnation: g.ref.GetIncarnation(), Endpoint: g.endpoint,
-		Track: g.cfg.Track, Version: g.cfg.Version, Phase: phase,
+		Track: g.cfg.Track, Version: g.cfg.Version, Phase: phase, ClientUrl: g.cfg.ClientURL,
 	}
 }
 

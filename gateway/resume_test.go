@@ -48,6 +48,7 @@ func (r *rig) home(router *routertest.Router, old *Gateway) {
 			}
 			res.Backlog, res.RecentKeys = h.Msg.GetUndelivered(), h.Msg.GetRecentKeys()
 			res.Resumed, res.NextSeq = h.Msg.GetNextSeq() > 0, h.Msg.GetNextSeq()
+			res.Origin, res.Migrating, res.FrozenMs = old.ref, strings.HasPrefix(req.GetResumeToken(), "move"), 3
 			for i, u := range res.Backlog {
 				u.Id = 1<<63 + uint64(i) + 1
 			}
@@ -76,12 +77,20 @@ func (r *rig) resumes(token string, lastSeq uint64) (*peer, *messagev1.ConnectAc
 	return p, p.next().GetConnectAck()
 }
 
+func total(h *gatewayv1.Histogram) (n uint64) {
+	for _, c := range h.GetCounts() {
+		n += c
+	}
+	return n
+}
+
 // TestMakeBeforeBreak is a planned stop under a V2 client that moves.
 func TestMakeBeforeBreak(t *testing.T) {
 	r, routers := newRig(t, 1, nil)
 	r.start()
 	next, _ := newRig(t, 0, func(c *Config) {
 		c.NodeID, c.RouterEndpoints = "g2", []string{routers[0].Info.GetEndpoint()}
+		c.ClientURL, c.MaxConnections = "ws://g2/ws", 77
 	})
 	next.start()
 	r.home(routers[0], r.g)
@@ -109,6 +118,9 @@ func TestMakeBeforeBreak(t *testing.T) {
 	if a := first.next().GetAck(); a.GetMsgId() != "from the client" {
 		t.Fatalf("ack %v", a)
 	}
+	if n := total(r.status().GetAckMs()); n != 1 {
+		t.Errorf("%d answers are counted", n)
+	}
 	second, ack := next.resumes(m.GetResumeToken(), 3) // as it was when it began to dial
 	if !ack.GetResumed() || ack.GetNodeId() != "g2" || ack.GetResumeToken() != "resume-1" {
 		t.Fatalf("ConnectAck %v", ack)
@@ -123,6 +135,16 @@ func TestMakeBeforeBreak(t *testing.T) {
 	}
 	if done := r.log.event("shutdown_drain_done"); done["moved"] != 1.0 || done["told"] != 0.0 || done["handed_back"] != 1.0 {
 		t.Errorf("shutdown_drain_done %v after %v", done, time.Since(began))
+	}
+	testkit.Eventually(t, "the arrival is counted", func() bool { return len(next.status().GetArrivals()) == 1 })
+	s := next.status()
+	a := s.GetArrivals()[0]
+	if a.GetFromNodeId() != "g1" || a.GetFromIncarnation() != r.g.ref.GetIncarnation() || a.GetMigrated() != 1 || a.GetResumed() != 0 ||
+		a.GetLost() != 0 || a.GetRepeatedDeliveries() != 0 || a.GetGapMaxMs() < 3 {
+		t.Errorf("arrivals %v", a)
+	}
+	if total(s.GetAcceptMs()) != 1 || s.GetResumesTotal() != 1 || s.GetResidentBytes() == 0 || s.GetSessionsMax() != 77 || s.GetGateway().GetClientUrl() != "ws://g2/ws" {
+		t.Errorf("status %v", s)
 	}
 	if closed := routers[0].Closed(); len(closed) != 0 {
 		t.Errorf("the router was told of ends: %v", closed)
@@ -160,6 +182,9 @@ func TestALostConnectionIsResumed(t *testing.T) {
 		}
 	}
 	testkit.Eventually(t, "the session is suspended", gauge("1"))
+	if n := r.status().GetAbnormalClosesTotal(); n != 1 {
+		t.Errorf("%d sockets have ended without a close frame", n)
+	}
 	d.message(2, 1, "m2")
 	second, ack := r.resumes(token, 1)
 	if !ack.GetResumed() || ack.GetResumeToken() == token {

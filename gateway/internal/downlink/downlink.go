@@ -27,6 +27,8 @@ type Options struct {
 	// RoutersLinked and RefusedHandshakes are for Status; nil means 0.
 	RoutersLinked     func() int
 	RefusedHandshakes func() uint64
+	// Complete adds to a Status what is known elsewhere; nil: nothing.
+	Complete func(*gatewayv1.StatusResponse)
 }
 
 // Service implements gatewayv1connect.GatewayServiceHandler.
@@ -194,12 +196,16 @@ func (s *Service) Status(context.Context, *connect.Request[gatewayv1.StatusReque
 		Gateway: s.o.Info(), Sessions: uint64(s.o.Registry.Len()), SessionsV2: uint64(s.o.Registry.LenV2()),
 		StartedAtMs: s.started.UnixMilli(), ConnectsTotal: t.Connects, MessagesInTotal: t.MessagesIn,
 		DeliveriesTotal: t.Deliveries, DisconnectsTotal: t.Disconnects, HeartbeatTimeoutsTotal: t.HeartbeatTimeouts,
+		AbnormalClosesTotal: t.AbnormalCloses, ResumesTotal: t.Resumes,
 	}
 	if s.o.RoutersLinked != nil {
 		res.RoutersLinked = uint32(s.o.RoutersLinked())
 	}
 	if s.o.RefusedHandshakes != nil {
 		res.RefusedHandshakesTotal = s.o.RefusedHandshakes()
+	}
+	if s.o.Complete != nil {
+		s.o.Complete(res)
 	}
 	return connect.NewResponse(res), nil
 }

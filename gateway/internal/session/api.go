@@ -57,6 +57,9 @@ type Admission struct {
 	// seqs, up to NextSeq-1; what follows is numbered from NextSeq on.
 	Resumed bool
 	NextSeq uint64
+	// Acked, unless it is nil, is called when the ConnectAck has been written: once,
+	// without locks, from the writing goroutine, which it must not block.
+	Acked func()
 }
 
 // Config is what the sessions of one gateway share. Zero values mean the

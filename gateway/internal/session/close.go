@@ -206,6 +206,9 @@ func (s *Session) disconnected() {
 	h, id := s.host, s.identity()
 	h.metrics.open.Add(-1)
 	h.metrics.disconnected.Inc()
+	if !s.closeSent && !s.peerClosed && (s.phase != suspended || s.code == ws.CodeAbnormal) {
+		h.metrics.abnormal.Inc()
+	}
 	h.log.Info("ws_disconnected", telemetry.TenantID, id.Tenant, "UserId", id.User, "DeviceId", id.Device,
 		"SessionId", s.id, "code", s.code, "reason", s.reason, "suspended", s.phase == suspended,
 		"duration_ms", time.Duration(h.now()-s.since).Milliseconds())

@@ -77,11 +77,16 @@ type metrics struct {
 	connected, disconnected, heartbeats, overflow *telemetry.Counter
 	rejected, messages, deliveries, limited       *telemetry.CounterVec
 	live, backlog, repeats, single, group, other  *telemetry.Counter
-	flood, resumed, expired                       *telemetry.Counter
+	flood, resumed, expired, abnormal             *telemetry.Counter
 }
 
 // Totals count from the process's start.
-type Totals struct{ Connects, Disconnects, MessagesIn, Deliveries, HeartbeatTimeouts uint64 }
+type Totals struct {
+	Connects, Disconnects, MessagesIn, Deliveries, HeartbeatTimeouts uint64
+	// AbnormalCloses are sockets that ended without a close frame of either side,
+	// Resumes sessions that went on here.
+	AbnormalCloses, Resumes uint64
+}
 
 // NewHost registers the metrics.
 func NewHost(cfg Config, owner Owner) *Host {
@@ -106,6 +111,7 @@ func NewHost(cfg Config, owner Owner) *Host {
 	t.Gauge("mics_session_handback_pending", "ended sessions that no router has taken yet", m.handback.Load)
 	m.connected = t.Counter("mics_ws_connected_total", "sessions admitted")
 	m.disconnected = t.Counter("mics_ws_disconnected_total", "admitted sessions that ended")
+	m.abnormal = t.Counter("mics_ws_abnormal_closes_total", "sockets that ended without a close frame of either side")
 	m.heartbeats = t.Counter("mics_ws_heartbeat_timeouts_total", "sessions closed for silence")
 	m.overflow = t.Counter("mics_ws_queue_overflow_total", "sessions closed because their outbound queue was full")
 	m.resumed = t.Counter("mics_ws_resumed_total", "sessions that went on after their socket or their gateway changed")
@@ -142,6 +148,7 @@ func (h *Host) Totals() Totals {
 	return Totals{
 		Connects: n(m.connected), Disconnects: n(m.disconnected), HeartbeatTimeouts: n(m.heartbeats),
 		MessagesIn: n(m.single, m.group, m.other), Deliveries: n(m.live, m.backlog),
+		AbnormalCloses: n(m.abnormal), Resumes: n(m.resumed),
 	}
 }
 

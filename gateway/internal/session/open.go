@@ -43,6 +43,7 @@ func (s *Session) Open(a Admission) {
 	defer s.mu.Unlock()
 	s.tenant, s.user, s.device, s.epoch = t, a.User, a.Device, a.Epoch
 	s.phase = live
+	s.acked = a.Acked
 	s.enqueueFrame(ack)
 	s.admit(a, now)
 	h.owner.Opened(s, a.Identity)

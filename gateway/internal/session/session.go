@@ -100,6 +100,7 @@ type Session struct {
 	gone         bool
 	unanswered   int           // messages published and not answered
 	handedBack   int           // messages, for the drain's receipt
+	acked        func()        // to be called after the next write; nil: nothing
 	changed      chan struct{} // closed at the next change, if somebody waits
 
 	queue       []item // what has not been begun to write

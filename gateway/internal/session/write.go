@@ -96,6 +96,9 @@ func (s *Session) flush() {
 		s.mu.Unlock()
 		err = w.write(s)
 		s.mu.Lock()
+		if s.acked != nil && err == nil {
+			s.tellAcked()
+		}
 		s.writeSince.Store(0)
 		if err == nil {
 			s.wrote()
@@ -124,6 +127,16 @@ func (s *Session) flush() {
 	case closed:
 		s.end()
 	}
+}
+
+// tellAcked says that the first frame has been written. The session is locked, and
+// is not meanwhile.
+func (s *Session) tellAcked() {
+	f := s.acked
+	s.acked = nil
+	s.mu.Unlock()
+	f()
+	s.mu.Lock()
 }
 
 // watchWindow has the sweeper look for acknowledgements (V1) unless they are there

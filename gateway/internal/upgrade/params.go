@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -42,6 +43,8 @@ type request struct {
 	lastSeq uint64
 	// protocol is the subprotocol to select.
 	protocol string
+	// began is when its header had been read.
+	began time.Time
 }
 
 // refusal is a close code and its text; the zero value is none.

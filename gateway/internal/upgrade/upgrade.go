@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mics-im/mics/gateway/internal/arrival"
 	"github.com/mics-im/mics/gateway/internal/registry"
 	"github.com/mics-im/mics/gateway/internal/session"
 	"github.com/mics-im/mics/gateway/internal/ws"
@@ -40,7 +41,9 @@ type Options struct {
 	// AcceptRate and AcceptRatePerAddress bound new connections per second.
 	AcceptRate, AcceptRatePerAddress int
 	MaxConnections                   int
-	Telemetry                        *telemetry.Telemetry
+	// Arrived is told of each session that goes on here.
+	Arrived   func(arrival.Arrival)
+	Telemetry *telemetry.Telemetry
 }
 
 // Handler serves /ws.
@@ -50,6 +53,8 @@ type Handler struct {
 	log     *slog.Logger
 	refused *telemetry.CounterVec
 	gone    *telemetry.Counter
+	accept  *telemetry.Buckets
+	anew    *telemetry.Counter
 	total   atomic.Uint64
 	logged  atomic.Int64 // when rate_limited was logged last, in nanoseconds
 
@@ -59,6 +64,9 @@ type Handler struct {
 	wg     sync.WaitGroup
 	closed bool // guarded by mu
 }
+
+// acceptBounds are in milliseconds.
+var acceptBounds = []float64{1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000}
 
 // reasons why a handshake is refused before the upgrade, besides the verdicts.
 const (
@@ -74,6 +82,8 @@ func New(o Options) *Handler {
 		opts: o, log: o.Telemetry.Log, limiter: newLimiter(o.AcceptRate, o.AcceptRatePerAddress),
 		refused: o.Telemetry.CounterVec("mics_ws_handshakes_refused_total", "handshakes refused before the upgrade", "reason"),
 		gone:    o.Telemetry.Counter("mics_ws_handshakes_abandoned_total", "handshakes whose client had gone before its session was opened"),
+		anew:    o.Telemetry.Counter("mics_ws_resumes_failed_total", "resume tokens that were not taken: their clients begin anew"),
+		accept:  o.Telemetry.Buckets("mics_ws_accept_ms", "from the request to the ConnectAck of admitted connections", acceptBounds...),
 	}
 	for _, r := range []string{unavailable, notWebSocket, badOrigin, maxConnections, string(perNode), string(perAddress)} {
 		h.refused.With(r)
@@ -84,6 +94,13 @@ func New(o Options) *Handler {
 
 // Refused is how many handshakes were refused before the upgrade.
 func (h *Handler) Refused() uint64 { return h.total.Load() }
+
+// ResumesFailed is how many resume tokens were not taken.
+func (h *Handler) ResumesFailed() uint64 { return uint64(h.anew.Value()) }
+
+// AcceptMS is the histogram of the time from the request to the ConnectAck, in
+// milliseconds.
+func (h *Handler) AcceptMS() (bounds []float64, counts []uint64) { return h.accept.Read() }
 
 // Stop gives up the sessions that are being opened and waits for them; later
 // handshakes get 503.
@@ -108,6 +125,7 @@ func (h *Handler) Stop(ctx context.Context) error {
 // ServeHTTP takes a connection over or refuses it. It returns soon: the session
 // is opened by a goroutine that does not have net/http's deep stack.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	began := time.Now()
 	if why := h.opts.Closed(); why != "" {
 		h.refuse(w, http.StatusServiceUnavailable, unavailable, why, time.Second)
 		return
@@ -135,11 +153,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.refuse(w, http.StatusTooManyRequests, string(v), "too many new connections", wait)
 		return
 	}
-	h.take(w, r, addr)
+	h.take(w, r, addr, began)
 }
 
 // take upgrades and goes on in a goroutine.
-func (h *Handler) take(w http.ResponseWriter, r *http.Request, addr netip.Addr) {
+func (h *Handler) take(w http.ResponseWriter, r *http.Request, addr netip.Addr, began time.Time) {
 	h.mu.Lock()
 	closed := h.closed
 	if !closed {
@@ -151,6 +169,7 @@ func (h *Handler) take(w http.ResponseWriter, r *http.Request, addr netip.Addr) 
 		return
 	}
 	req, no := parse(r)
+	req.began = began
 	conn, err := ws.Upgrade(w, r, req.protocol)
 	if err != nil {
 		h.wg.Done()
@@ -193,6 +212,9 @@ func (h *Handler) open(conn *ws.Conn, req request, no refusal, remote string) {
 		Version: req.version, Traceparent: telemetry.TraceParent(ctx),
 		ResumeToken: req.resume, LastSeq: req.lastSeq,
 	})
+	if req.resume != "" && err == nil && !res.GetResumed() && (res.GetRefusal() == nil || res.GetRefusal().GetResume()) {
+		h.anew.Inc()
+	}
 	switch {
 	case err != nil:
 		h.log.Warn("open_session_failed", telemetry.TenantID, req.tenant, "error", err)
@@ -210,9 +232,38 @@ func (h *Handler) open(conn *ws.Conn, req request, no refusal, remote string) {
 			TraceID: res.GetTraceId(),
 
 			ResumeToken: res.GetResumeToken(), Resumed: res.GetResumed(), NextSeq: res.GetNextSeq(),
+			Acked: h.acked(req, res),
 		})
 	}
 }
+
+// acked is what is to be done when an admitted connection has its ConnectAck.
+func (h *Handler) acked(req request, res *routerv1.OpenSessionResponse) func() {
+	began := req.began
+	if !res.GetResumed() {
+		return func() { h.accept.Record(ms(time.Since(began))) }
+	}
+	seqs := make([]uint64, len(res.GetBacklog()))
+	for i, u := range res.GetBacklog() {
+		seqs[i] = u.GetSeq()
+	}
+	a := arrival.Arrival{Origin: res.GetOrigin(), Migrated: res.GetMigrating()}
+	a.Lost, a.Repeated = arrival.Audit(req.lastSeq, res.GetNextSeq(), seqs)
+	if a.Lost > 0 || a.Repeated > 0 {
+		h.log.Error("sequence_broken", telemetry.TenantID, req.tenant, "UserId", res.GetUserId(), "DeviceId", res.GetDeviceId(),
+			"from", a.Origin.GetNodeId(), "lost", a.Lost, "repeated", a.Repeated, "last_seq", req.lastSeq, "next_seq", res.GetNextSeq())
+	}
+	frozen := time.Duration(res.GetFrozenMs() * float64(time.Millisecond))
+	answered := time.Now()
+	return func() {
+		now := time.Now()
+		h.accept.Record(ms(now.Sub(began)))
+		a.Gap = frozen + now.Sub(answered)
+		h.opts.Arrived(a)
+	}
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // refuse answers before the upgrade.
 func (h *Handler) refuse(w http.ResponseWriter, status int, reason, text string, retryAfter time.Duration) {

@@ -237,7 +237,9 @@ func (l *link) publish(ctx context.Context) error {
 				return
 			}
 			done = l.u.outbox.answer(res.GetOutcomes(), done[:0])
+			now := time.Now()
 			for _, f := range done {
+				l.u.acks.Record(float64(now.Sub(f.since)) / float64(time.Millisecond))
 				f.done(f.ack)
 			}
 			clear(done)

@@ -233,8 +233,9 @@ func (o *outbox) markSeen(m *pending) {
 
 // finished is a message that has its outcome: done is to be called with ack.
 type finished struct {
-	done func(ack []byte)
-	ack  []byte
+	done  func(ack []byte)
+	ack   []byte
+	since time.Time // when it was added
 }
 
 // answer takes outcomes from any stream. An unknown ref has been answered before.
@@ -246,7 +247,7 @@ func (o *outbox) answer(outcomes []*routerv1.Outcome, dst []finished) []finished
 		if p == nil {
 			continue
 		}
-		dst = append(dst, finished{p.done, out.GetAck()})
+		dst = append(dst, finished{p.done, out.GetAck(), p.since})
 		o.remove(p)
 	}
 	return dst

@@ -30,6 +30,9 @@ const (
 	maxUnansweredBytes = 512 << 20
 )
 
+// ackBounds are in milliseconds.
+var ackBounds = []float64{0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000}
+
 // Options are what an Uplink needs. All but the callbacks and Lookup are
 // required.
 type Options struct {
@@ -65,6 +68,7 @@ type Uplink struct {
 
 	overflow, expired, refused, retries, fences *telemetry.Counter
 	breaks                                      *telemetry.CounterVec
+	acks                                        *telemetry.Buckets
 
 	wg       sync.WaitGroup
 	ctx      context.Context // of everything that runs; ends in Stop
@@ -113,6 +117,7 @@ func New(o Options) *Uplink {
 	for _, s := range []string{"register", "publish"} {
 		u.breaks.With(s)
 	}
+	u.acks = t.Buckets("mics_message_ack_ms", "From a client message's arrival to its answer by a router.", ackBounds...)
 	u.outbox.resent = t.Counter("mics_uplink_resent_total", "Messages sent again because a stream broke.")
 	t.Gauge("mics_uplink_unanswered", "Messages without an outcome.", func() int64 { return int64(u.outbox.len()) })
 	t.Gauge("mics_uplink_routers_linked", "Routers that hold this gateway's lease.", func() int64 { return int64(u.Linked()) })
@@ -181,6 +186,10 @@ func (u *Uplink) isStopping() bool {
 		return false
 	}
 }
+
+// AckMS is the histogram of the time from a message's arrival to its answer, in
+// milliseconds.
+func (u *Uplink) AckMS() (bounds []float64, counts []uint64) { return u.acks.Read() }
 
 // Announce makes Info known to the routers at once.
 func (u *Uplink) Announce() {
