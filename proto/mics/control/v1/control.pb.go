@@ -74,6 +74,142 @@ func (NodeKind) EnumDescriptor() ([]byte, []int) {
 	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{0}
 }
 
+type CanaryPhase int32
+
+const (
+	CanaryPhase_CANARY_PHASE_UNSPECIFIED CanaryPhase = 0
+	// Sessions are moved until the share on the canary is the step's weight.
+	CanaryPhase_CANARY_PHASE_MOVING CanaryPhase = 1
+	// The share is reached, and the step has to go well for a while.
+	CanaryPhase_CANARY_PHASE_BAKING CanaryPhase = 2
+	// All steps went well; an operator promotes or aborts.
+	CanaryPhase_CANARY_PHASE_READY CanaryPhase = 3
+	// Everybody is moved to the canary.
+	CanaryPhase_CANARY_PHASE_PROMOTING CanaryPhase = 4
+	// The stable gateways are replaced by ones of the canary's version.
+	CanaryPhase_CANARY_PHASE_REPLACING CanaryPhase = 5
+	// Everybody is moved to the stable gateways, which have the new version.
+	CanaryPhase_CANARY_PHASE_RETURNING CanaryPhase = 6
+	// Everybody is moved back.
+	CanaryPhase_CANARY_PHASE_ABORTING CanaryPhase = 7
+	CanaryPhase_CANARY_PHASE_PROMOTED CanaryPhase = 8
+	CanaryPhase_CANARY_PHASE_ABORTED  CanaryPhase = 9
+)
+
+// Enum value maps for CanaryPhase.
+var (
+	CanaryPhase_name = map[int32]string{
+		0: "CANARY_PHASE_UNSPECIFIED",
+		1: "CANARY_PHASE_MOVING",
+		2: "CANARY_PHASE_BAKING",
+		3: "CANARY_PHASE_READY",
+		4: "CANARY_PHASE_PROMOTING",
+		5: "CANARY_PHASE_REPLACING",
+		6: "CANARY_PHASE_RETURNING",
+		7: "CANARY_PHASE_ABORTING",
+		8: "CANARY_PHASE_PROMOTED",
+		9: "CANARY_PHASE_ABORTED",
+	}
+	CanaryPhase_value = map[string]int32{
+		"CANARY_PHASE_UNSPECIFIED": 0,
+		"CANARY_PHASE_MOVING":      1,
+		"CANARY_PHASE_BAKING":      2,
+		"CANARY_PHASE_READY":       3,
+		"CANARY_PHASE_PROMOTING":   4,
+		"CANARY_PHASE_REPLACING":   5,
+		"CANARY_PHASE_RETURNING":   6,
+		"CANARY_PHASE_ABORTING":    7,
+		"CANARY_PHASE_PROMOTED":    8,
+		"CANARY_PHASE_ABORTED":     9,
+	}
+)
+
+func (x CanaryPhase) Enum() *CanaryPhase {
+	p := new(CanaryPhase)
+	*p = x
+	return p
+}
+
+func (x CanaryPhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CanaryPhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_mics_control_v1_control_proto_enumTypes[1].Descriptor()
+}
+
+func (CanaryPhase) Type() protoreflect.EnumType {
+	return &file_mics_control_v1_control_proto_enumTypes[1]
+}
+
+func (x CanaryPhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CanaryPhase.Descriptor instead.
+func (CanaryPhase) EnumDescriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{1}
+}
+
+type ChangeCanaryRequest_Change int32
+
+const (
+	ChangeCanaryRequest_CHANGE_UNSPECIFIED ChangeCanaryRequest_Change = 0
+	// Nothing is moved and no step ends; signals are still watched.
+	ChangeCanaryRequest_CHANGE_PAUSE      ChangeCanaryRequest_Change = 1
+	ChangeCanaryRequest_CHANGE_RESUME     ChangeCanaryRequest_Change = 2
+	ChangeCanaryRequest_CHANGE_PROMOTE    ChangeCanaryRequest_Change = 3
+	ChangeCanaryRequest_CHANGE_ABORT      ChangeCanaryRequest_Change = 4
+	ChangeCanaryRequest_CHANGE_SET_WEIGHT ChangeCanaryRequest_Change = 5
+)
+
+// Enum value maps for ChangeCanaryRequest_Change.
+var (
+	ChangeCanaryRequest_Change_name = map[int32]string{
+		0: "CHANGE_UNSPECIFIED",
+		1: "CHANGE_PAUSE",
+		2: "CHANGE_RESUME",
+		3: "CHANGE_PROMOTE",
+		4: "CHANGE_ABORT",
+		5: "CHANGE_SET_WEIGHT",
+	}
+	ChangeCanaryRequest_Change_value = map[string]int32{
+		"CHANGE_UNSPECIFIED": 0,
+		"CHANGE_PAUSE":       1,
+		"CHANGE_RESUME":      2,
+		"CHANGE_PROMOTE":     3,
+		"CHANGE_ABORT":       4,
+		"CHANGE_SET_WEIGHT":  5,
+	}
+)
+
+func (x ChangeCanaryRequest_Change) Enum() *ChangeCanaryRequest_Change {
+	p := new(ChangeCanaryRequest_Change)
+	*p = x
+	return p
+}
+
+func (x ChangeCanaryRequest_Change) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangeCanaryRequest_Change) Descriptor() protoreflect.EnumDescriptor {
+	return file_mics_control_v1_control_proto_enumTypes[2].Descriptor()
+}
+
+func (ChangeCanaryRequest_Change) Type() protoreflect.EnumType {
+	return &file_mics_control_v1_control_proto_enumTypes[2]
+}
+
+func (x ChangeCanaryRequest_Change) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangeCanaryRequest_Change.Descriptor instead.
+func (ChangeCanaryRequest_Change) EnumDescriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{29, 0}
+}
+
 type TerminateRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	NodeId      string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -1152,6 +1288,1197 @@ func (x *VersionResponse) GetVersion() string {
 	return ""
 }
 
+// CanarySpec is what an operator asks for. Weights are hundredths of a per cent of
+// the users, 0 to 10,000.
+type CanarySpec struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Rising; each is reached, baked, and left for the next.
+	Steps []uint32 `protobuf:"varint,1,rep,packed,name=steps,proto3" json:"steps,omitempty"`
+	// How long a step must go well; 0: 10 minutes.
+	BakeMs uint64 `protobuf:"varint,2,opt,name=bake_ms,json=bakeMs,proto3" json:"bake_ms,omitempty"`
+	// If not empty, only users of these tenants can be on the canary.
+	Tenants []string `protobuf:"bytes,3,rep,name=tenants,proto3" json:"tenants,omitempty"`
+	// Users of these never are.
+	TenantsDenied []string `protobuf:"bytes,4,rep,name=tenants_denied,json=tenantsDenied,proto3" json:"tenants_denied,omitempty"`
+	// Promote after the last step; else an operator does.
+	AutoPromote bool `protobuf:"varint,5,opt,name=auto_promote,json=autoPromote,proto3" json:"auto_promote,omitempty"`
+	// Connections of V1 clients are moved too, by 4200.
+	MoveV1 bool `protobuf:"varint,6,opt,name=move_v1,json=moveV1,proto3" json:"move_v1,omitempty"`
+	// What it is judged by, YAML as in docs/operations.md; empty: the defaults.
+	Analysis string `protobuf:"bytes,7,opt,name=analysis,proto3" json:"analysis,omitempty"`
+	// Sessions moved per second in all; 0: by the number of gateways they go to.
+	SessionsPerSecond float64 `protobuf:"fixed64,8,opt,name=sessions_per_second,json=sessionsPerSecond,proto3" json:"sessions_per_second,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *CanarySpec) Reset() {
+	*x = CanarySpec{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CanarySpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CanarySpec) ProtoMessage() {}
+
+func (x *CanarySpec) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CanarySpec.ProtoReflect.Descriptor instead.
+func (*CanarySpec) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *CanarySpec) GetSteps() []uint32 {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *CanarySpec) GetBakeMs() uint64 {
+	if x != nil {
+		return x.BakeMs
+	}
+	return 0
+}
+
+func (x *CanarySpec) GetTenants() []string {
+	if x != nil {
+		return x.Tenants
+	}
+	return nil
+}
+
+func (x *CanarySpec) GetTenantsDenied() []string {
+	if x != nil {
+		return x.TenantsDenied
+	}
+	return nil
+}
+
+func (x *CanarySpec) GetAutoPromote() bool {
+	if x != nil {
+		return x.AutoPromote
+	}
+	return false
+}
+
+func (x *CanarySpec) GetMoveV1() bool {
+	if x != nil {
+		return x.MoveV1
+	}
+	return false
+}
+
+func (x *CanarySpec) GetAnalysis() string {
+	if x != nil {
+		return x.Analysis
+	}
+	return ""
+}
+
+func (x *CanarySpec) GetSessionsPerSecond() float64 {
+	if x != nil {
+		return x.SessionsPerSecond
+	}
+	return 0
+}
+
+type CanaryTrack struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Versions []string               `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"`
+	// Gateways that serve.
+	Nodes    uint32 `protobuf:"varint,2,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Sessions uint64 `protobuf:"varint,3,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// Sessions here whose users belong to the other track, and those of them that
+	// only a reconnect moves (V1).
+	Misplaced     uint64 `protobuf:"varint,4,opt,name=misplaced,proto3" json:"misplaced,omitempty"`
+	MisplacedV1   uint64 `protobuf:"varint,5,opt,name=misplaced_v1,json=misplacedV1,proto3" json:"misplaced_v1,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CanaryTrack) Reset() {
+	*x = CanaryTrack{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CanaryTrack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CanaryTrack) ProtoMessage() {}
+
+func (x *CanaryTrack) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CanaryTrack.ProtoReflect.Descriptor instead.
+func (*CanaryTrack) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *CanaryTrack) GetVersions() []string {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+func (x *CanaryTrack) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *CanaryTrack) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *CanaryTrack) GetMisplaced() uint64 {
+	if x != nil {
+		return x.Misplaced
+	}
+	return 0
+}
+
+func (x *CanaryTrack) GetMisplacedV1() uint64 {
+	if x != nil {
+		return x.MisplacedV1
+	}
+	return 0
+}
+
+// CanarySignal is one signal of both tracks.
+type CanarySignal struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in the analysis file: hook_failures, ack_ms, …
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "pass", "wait" or "degraded".
+	Outcome string `protobuf:"bytes,2,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// A share, a median in milliseconds, bytes per session, or a number of gateways.
+	Stable        float64 `protobuf:"fixed64,3,opt,name=stable,proto3" json:"stable,omitempty"`
+	Canary        float64 `protobuf:"fixed64,4,opt,name=canary,proto3" json:"canary,omitempty"`
+	StableSamples uint64  `protobuf:"varint,5,opt,name=stable_samples,json=stableSamples,proto3" json:"stable_samples,omitempty"`
+	CanarySamples uint64  `protobuf:"varint,6,opt,name=canary_samples,json=canarySamples,proto3" json:"canary_samples,omitempty"`
+	// That canary is worse, corrected for the number of signals and looks.
+	Confidence float64 `protobuf:"fixed64,7,opt,name=confidence,proto3" json:"confidence,omitempty"`
+	Detail     string  `protobuf:"bytes,8,opt,name=detail,proto3" json:"detail,omitempty"`
+	// The last intervals, oldest first, each by itself; NaN where there was nothing.
+	StableTrend   []float64 `protobuf:"fixed64,9,rep,packed,name=stable_trend,json=stableTrend,proto3" json:"stable_trend,omitempty"`
+	CanaryTrend   []float64 `protobuf:"fixed64,10,rep,packed,name=canary_trend,json=canaryTrend,proto3" json:"canary_trend,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CanarySignal) Reset() {
+	*x = CanarySignal{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CanarySignal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CanarySignal) ProtoMessage() {}
+
+func (x *CanarySignal) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CanarySignal.ProtoReflect.Descriptor instead.
+func (*CanarySignal) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CanarySignal) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CanarySignal) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *CanarySignal) GetStable() float64 {
+	if x != nil {
+		return x.Stable
+	}
+	return 0
+}
+
+func (x *CanarySignal) GetCanary() float64 {
+	if x != nil {
+		return x.Canary
+	}
+	return 0
+}
+
+func (x *CanarySignal) GetStableSamples() uint64 {
+	if x != nil {
+		return x.StableSamples
+	}
+	return 0
+}
+
+func (x *CanarySignal) GetCanarySamples() uint64 {
+	if x != nil {
+		return x.CanarySamples
+	}
+	return 0
+}
+
+func (x *CanarySignal) GetConfidence() float64 {
+	if x != nil {
+		return x.Confidence
+	}
+	return 0
+}
+
+func (x *CanarySignal) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *CanarySignal) GetStableTrend() []float64 {
+	if x != nil {
+		return x.StableTrend
+	}
+	return nil
+}
+
+func (x *CanarySignal) GetCanaryTrend() []float64 {
+	if x != nil {
+		return x.CanaryTrend
+	}
+	return nil
+}
+
+type CanaryEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	AtMs  int64                  `protobuf:"varint,1,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	Text  string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// Who asked for it; empty: the canary itself.
+	Actor         string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CanaryEvent) Reset() {
+	*x = CanaryEvent{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CanaryEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CanaryEvent) ProtoMessage() {}
+
+func (x *CanaryEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CanaryEvent.ProtoReflect.Descriptor instead.
+func (*CanaryEvent) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CanaryEvent) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *CanaryEvent) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *CanaryEvent) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+type Canary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Spec  *CanarySpec            `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Phase CanaryPhase            `protobuf:"varint,3,opt,name=phase,proto3,enum=mics.control.v1.CanaryPhase" json:"phase,omitempty"`
+	// Index of the step in spec.steps; -1: a weight below the first one.
+	Step int32 `protobuf:"varint,4,opt,name=step,proto3" json:"step,omitempty"`
+	// The weight that is wanted, and the share of all sessions that are on the
+	// canary track.
+	Weight uint32  `protobuf:"varint,5,opt,name=weight,proto3" json:"weight,omitempty"`
+	Share  float64 `protobuf:"fixed64,6,opt,name=share,proto3" json:"share,omitempty"`
+	Paused bool    `protobuf:"varint,7,opt,name=paused,proto3" json:"paused,omitempty"`
+	// Why it is where it is: what is waited for, or why it was aborted.
+	Reason string       `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	Stable *CanaryTrack `protobuf:"bytes,9,opt,name=stable,proto3" json:"stable,omitempty"`
+	Canary *CanaryTrack `protobuf:"bytes,10,opt,name=canary,proto3" json:"canary,omitempty"`
+	// Of the last look: "pass", "wait" or "degraded"; empty before the first.
+	Verdict      string          `protobuf:"bytes,11,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	Signals      []*CanarySignal `protobuf:"bytes,12,rep,name=signals,proto3" json:"signals,omitempty"`
+	Looks        uint32          `protobuf:"varint,13,opt,name=looks,proto3" json:"looks,omitempty"`
+	StartedAtMs  int64           `protobuf:"varint,14,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"`
+	PhaseSinceMs int64           `protobuf:"varint,15,opt,name=phase_since_ms,json=phaseSinceMs,proto3" json:"phase_since_ms,omitempty"`
+	BakedMs      uint64          `protobuf:"varint,16,opt,name=baked_ms,json=bakedMs,proto3" json:"baked_ms,omitempty"`
+	// Generation and threshold of the rule at the gateways.
+	RuleGeneration uint64 `protobuf:"varint,17,opt,name=rule_generation,json=ruleGeneration,proto3" json:"rule_generation,omitempty"`
+	RuleWeight     uint32 `protobuf:"varint,18,opt,name=rule_weight,json=ruleWeight,proto3" json:"rule_weight,omitempty"`
+	// In REPLACING: stable gateways that still have another version.
+	NodesToReplace []string `protobuf:"bytes,19,rep,name=nodes_to_replace,json=nodesToReplace,proto3" json:"nodes_to_replace,omitempty"`
+	// The latest, oldest first.
+	Events       []*CanaryEvent `protobuf:"bytes,20,rep,name=events,proto3" json:"events,omitempty"`
+	ObservedAtMs int64          `protobuf:"varint,21,opt,name=observed_at_ms,json=observedAtMs,proto3" json:"observed_at_ms,omitempty"`
+	// Who directs new connections besides: "none", "file", "http" or "kubernetes",
+	// and why it does not, if so.
+	Actuator      string `protobuf:"bytes,22,opt,name=actuator,proto3" json:"actuator,omitempty"`
+	ActuatorError string `protobuf:"bytes,23,opt,name=actuator_error,json=actuatorError,proto3" json:"actuator_error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Canary) Reset() {
+	*x = Canary{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Canary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Canary) ProtoMessage() {}
+
+func (x *Canary) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Canary.ProtoReflect.Descriptor instead.
+func (*Canary) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Canary) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Canary) GetSpec() *CanarySpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *Canary) GetPhase() CanaryPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return CanaryPhase_CANARY_PHASE_UNSPECIFIED
+}
+
+func (x *Canary) GetStep() int32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Canary) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *Canary) GetShare() float64 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *Canary) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *Canary) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Canary) GetStable() *CanaryTrack {
+	if x != nil {
+		return x.Stable
+	}
+	return nil
+}
+
+func (x *Canary) GetCanary() *CanaryTrack {
+	if x != nil {
+		return x.Canary
+	}
+	return nil
+}
+
+func (x *Canary) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *Canary) GetSignals() []*CanarySignal {
+	if x != nil {
+		return x.Signals
+	}
+	return nil
+}
+
+func (x *Canary) GetLooks() uint32 {
+	if x != nil {
+		return x.Looks
+	}
+	return 0
+}
+
+func (x *Canary) GetStartedAtMs() int64 {
+	if x != nil {
+		return x.StartedAtMs
+	}
+	return 0
+}
+
+func (x *Canary) GetPhaseSinceMs() int64 {
+	if x != nil {
+		return x.PhaseSinceMs
+	}
+	return 0
+}
+
+func (x *Canary) GetBakedMs() uint64 {
+	if x != nil {
+		return x.BakedMs
+	}
+	return 0
+}
+
+func (x *Canary) GetRuleGeneration() uint64 {
+	if x != nil {
+		return x.RuleGeneration
+	}
+	return 0
+}
+
+func (x *Canary) GetRuleWeight() uint32 {
+	if x != nil {
+		return x.RuleWeight
+	}
+	return 0
+}
+
+func (x *Canary) GetNodesToReplace() []string {
+	if x != nil {
+		return x.NodesToReplace
+	}
+	return nil
+}
+
+func (x *Canary) GetEvents() []*CanaryEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *Canary) GetObservedAtMs() int64 {
+	if x != nil {
+		return x.ObservedAtMs
+	}
+	return 0
+}
+
+func (x *Canary) GetActuator() string {
+	if x != nil {
+		return x.Actuator
+	}
+	return ""
+}
+
+func (x *Canary) GetActuatorError() string {
+	if x != nil {
+		return x.ActuatorError
+	}
+	return ""
+}
+
+type StartCanaryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spec          *CanarySpec            `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartCanaryRequest) Reset() {
+	*x = StartCanaryRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartCanaryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartCanaryRequest) ProtoMessage() {}
+
+func (x *StartCanaryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartCanaryRequest.ProtoReflect.Descriptor instead.
+func (*StartCanaryRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *StartCanaryRequest) GetSpec() *CanarySpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+type StartCanaryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Canary        *Canary                `protobuf:"bytes,1,opt,name=canary,proto3" json:"canary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartCanaryResponse) Reset() {
+	*x = StartCanaryResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartCanaryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartCanaryResponse) ProtoMessage() {}
+
+func (x *StartCanaryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartCanaryResponse.ProtoReflect.Descriptor instead.
+func (*StartCanaryResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *StartCanaryResponse) GetCanary() *Canary {
+	if x != nil {
+		return x.Canary
+	}
+	return nil
+}
+
+type GetCanaryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCanaryRequest) Reset() {
+	*x = GetCanaryRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCanaryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCanaryRequest) ProtoMessage() {}
+
+func (x *GetCanaryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCanaryRequest.ProtoReflect.Descriptor instead.
+func (*GetCanaryRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{25}
+}
+
+type GetCanaryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Canary        *Canary                `protobuf:"bytes,1,opt,name=canary,proto3" json:"canary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCanaryResponse) Reset() {
+	*x = GetCanaryResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCanaryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCanaryResponse) ProtoMessage() {}
+
+func (x *GetCanaryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCanaryResponse.ProtoReflect.Descriptor instead.
+func (*GetCanaryResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *GetCanaryResponse) GetCanary() *Canary {
+	if x != nil {
+		return x.Canary
+	}
+	return nil
+}
+
+type WatchCanaryRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchCanaryRequest) Reset() {
+	*x = WatchCanaryRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchCanaryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchCanaryRequest) ProtoMessage() {}
+
+func (x *WatchCanaryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchCanaryRequest.ProtoReflect.Descriptor instead.
+func (*WatchCanaryRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{27}
+}
+
+type WatchCanaryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Canary        *Canary                `protobuf:"bytes,1,opt,name=canary,proto3" json:"canary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchCanaryResponse) Reset() {
+	*x = WatchCanaryResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchCanaryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchCanaryResponse) ProtoMessage() {}
+
+func (x *WatchCanaryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchCanaryResponse.ProtoReflect.Descriptor instead.
+func (*WatchCanaryResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *WatchCanaryResponse) GetCanary() *Canary {
+	if x != nil {
+		return x.Canary
+	}
+	return nil
+}
+
+type ChangeCanaryRequest struct {
+	state  protoimpl.MessageState     `protogen:"open.v1"`
+	Change ChangeCanaryRequest_Change `protobuf:"varint,1,opt,name=change,proto3,enum=mics.control.v1.ChangeCanaryRequest_Change" json:"change,omitempty"`
+	// Of CHANGE_SET_WEIGHT.
+	Weight uint32 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	// For the record; of CHANGE_ABORT required.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The canary that is meant; empty: the one that runs.
+	Id            string `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeCanaryRequest) Reset() {
+	*x = ChangeCanaryRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeCanaryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeCanaryRequest) ProtoMessage() {}
+
+func (x *ChangeCanaryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeCanaryRequest.ProtoReflect.Descriptor instead.
+func (*ChangeCanaryRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ChangeCanaryRequest) GetChange() ChangeCanaryRequest_Change {
+	if x != nil {
+		return x.Change
+	}
+	return ChangeCanaryRequest_CHANGE_UNSPECIFIED
+}
+
+func (x *ChangeCanaryRequest) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *ChangeCanaryRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ChangeCanaryRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ChangeCanaryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Canary        *Canary                `protobuf:"bytes,1,opt,name=canary,proto3" json:"canary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeCanaryResponse) Reset() {
+	*x = ChangeCanaryResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeCanaryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeCanaryResponse) ProtoMessage() {}
+
+func (x *ChangeCanaryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeCanaryResponse.ProtoReflect.Descriptor instead.
+func (*ChangeCanaryResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ChangeCanaryResponse) GetCanary() *Canary {
+	if x != nil {
+		return x.Canary
+	}
+	return nil
+}
+
+type RebalanceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only say what would be moved.
+	Preview bool `protobuf:"varint,1,opt,name=preview,proto3" json:"preview,omitempty"`
+	// Sessions per second and gateway; 0: 100.
+	SessionsPerSecond float64 `protobuf:"fixed64,2,opt,name=sessions_per_second,json=sessionsPerSecond,proto3" json:"sessions_per_second,omitempty"`
+	// Stop the one that runs.
+	Cancel        bool `protobuf:"varint,3,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebalanceRequest) Reset() {
+	*x = RebalanceRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebalanceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebalanceRequest) ProtoMessage() {}
+
+func (x *RebalanceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebalanceRequest.ProtoReflect.Descriptor instead.
+func (*RebalanceRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RebalanceRequest) GetPreview() bool {
+	if x != nil {
+		return x.Preview
+	}
+	return false
+}
+
+func (x *RebalanceRequest) GetSessionsPerSecond() float64 {
+	if x != nil {
+		return x.SessionsPerSecond
+	}
+	return 0
+}
+
+func (x *RebalanceRequest) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+type RebalanceResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Nodes   []*RebalanceNode       `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Running bool                   `protobuf:"varint,3,opt,name=running,proto3" json:"running,omitempty"`
+	// Why nothing is moved.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebalanceResponse) Reset() {
+	*x = RebalanceResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebalanceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebalanceResponse) ProtoMessage() {}
+
+func (x *RebalanceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebalanceResponse.ProtoReflect.Descriptor instead.
+func (*RebalanceResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *RebalanceResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RebalanceResponse) GetNodes() []*RebalanceNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *RebalanceResponse) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *RebalanceResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RebalanceNode struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	NodeId   string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Track    string                 `protobuf:"bytes,2,opt,name=track,proto3" json:"track,omitempty"`
+	Sessions uint64                 `protobuf:"varint,3,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// What it is to give away, or to get.
+	Gives uint64 `protobuf:"varint,4,opt,name=gives,proto3" json:"gives,omitempty"`
+	Gets  uint64 `protobuf:"varint,5,opt,name=gets,proto3" json:"gets,omitempty"`
+	// So far.
+	Moved         uint64 `protobuf:"varint,6,opt,name=moved,proto3" json:"moved,omitempty"`
+	Stayed        uint64 `protobuf:"varint,7,opt,name=stayed,proto3" json:"stayed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebalanceNode) Reset() {
+	*x = RebalanceNode{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebalanceNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebalanceNode) ProtoMessage() {}
+
+func (x *RebalanceNode) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebalanceNode.ProtoReflect.Descriptor instead.
+func (*RebalanceNode) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RebalanceNode) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RebalanceNode) GetTrack() string {
+	if x != nil {
+		return x.Track
+	}
+	return ""
+}
+
+func (x *RebalanceNode) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *RebalanceNode) GetGives() uint64 {
+	if x != nil {
+		return x.Gives
+	}
+	return 0
+}
+
+func (x *RebalanceNode) GetGets() uint64 {
+	if x != nil {
+		return x.Gets
+	}
+	return 0
+}
+
+func (x *RebalanceNode) GetMoved() uint64 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *RebalanceNode) GetStayed() uint64 {
+	if x != nil {
+		return x.Stayed
+	}
+	return 0
+}
+
 var File_mics_control_v1_control_proto protoreflect.FileDescriptor
 
 const file_mics_control_v1_control_proto_rawDesc = "" +
@@ -1229,11 +2556,123 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\x0eVersionRequest\"D\n" +
 	"\x0fVersionResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\tR\aversion*R\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\"\x84\x02\n" +
+	"\n" +
+	"CanarySpec\x12\x14\n" +
+	"\x05steps\x18\x01 \x03(\rR\x05steps\x12\x17\n" +
+	"\abake_ms\x18\x02 \x01(\x04R\x06bakeMs\x12\x18\n" +
+	"\atenants\x18\x03 \x03(\tR\atenants\x12%\n" +
+	"\x0etenants_denied\x18\x04 \x03(\tR\rtenantsDenied\x12!\n" +
+	"\fauto_promote\x18\x05 \x01(\bR\vautoPromote\x12\x17\n" +
+	"\amove_v1\x18\x06 \x01(\bR\x06moveV1\x12\x1a\n" +
+	"\banalysis\x18\a \x01(\tR\banalysis\x12.\n" +
+	"\x13sessions_per_second\x18\b \x01(\x01R\x11sessionsPerSecond\"\x9c\x01\n" +
+	"\vCanaryTrack\x12\x1a\n" +
+	"\bversions\x18\x01 \x03(\tR\bversions\x12\x14\n" +
+	"\x05nodes\x18\x02 \x01(\rR\x05nodes\x12\x1a\n" +
+	"\bsessions\x18\x03 \x01(\x04R\bsessions\x12\x1c\n" +
+	"\tmisplaced\x18\x04 \x01(\x04R\tmisplaced\x12!\n" +
+	"\fmisplaced_v1\x18\x05 \x01(\x04R\vmisplacedV1\"\xb8\x02\n" +
+	"\fCanarySignal\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aoutcome\x18\x02 \x01(\tR\aoutcome\x12\x16\n" +
+	"\x06stable\x18\x03 \x01(\x01R\x06stable\x12\x16\n" +
+	"\x06canary\x18\x04 \x01(\x01R\x06canary\x12%\n" +
+	"\x0estable_samples\x18\x05 \x01(\x04R\rstableSamples\x12%\n" +
+	"\x0ecanary_samples\x18\x06 \x01(\x04R\rcanarySamples\x12\x1e\n" +
+	"\n" +
+	"confidence\x18\a \x01(\x01R\n" +
+	"confidence\x12\x16\n" +
+	"\x06detail\x18\b \x01(\tR\x06detail\x12!\n" +
+	"\fstable_trend\x18\t \x03(\x01R\vstableTrend\x12!\n" +
+	"\fcanary_trend\x18\n" +
+	" \x03(\x01R\vcanaryTrend\"L\n" +
+	"\vCanaryEvent\x12\x13\n" +
+	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"\xbc\x06\n" +
+	"\x06Canary\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12/\n" +
+	"\x04spec\x18\x02 \x01(\v2\x1b.mics.control.v1.CanarySpecR\x04spec\x122\n" +
+	"\x05phase\x18\x03 \x01(\x0e2\x1c.mics.control.v1.CanaryPhaseR\x05phase\x12\x12\n" +
+	"\x04step\x18\x04 \x01(\x05R\x04step\x12\x16\n" +
+	"\x06weight\x18\x05 \x01(\rR\x06weight\x12\x14\n" +
+	"\x05share\x18\x06 \x01(\x01R\x05share\x12\x16\n" +
+	"\x06paused\x18\a \x01(\bR\x06paused\x12\x16\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x124\n" +
+	"\x06stable\x18\t \x01(\v2\x1c.mics.control.v1.CanaryTrackR\x06stable\x124\n" +
+	"\x06canary\x18\n" +
+	" \x01(\v2\x1c.mics.control.v1.CanaryTrackR\x06canary\x12\x18\n" +
+	"\averdict\x18\v \x01(\tR\averdict\x127\n" +
+	"\asignals\x18\f \x03(\v2\x1d.mics.control.v1.CanarySignalR\asignals\x12\x14\n" +
+	"\x05looks\x18\r \x01(\rR\x05looks\x12\"\n" +
+	"\rstarted_at_ms\x18\x0e \x01(\x03R\vstartedAtMs\x12$\n" +
+	"\x0ephase_since_ms\x18\x0f \x01(\x03R\fphaseSinceMs\x12\x19\n" +
+	"\bbaked_ms\x18\x10 \x01(\x04R\abakedMs\x12'\n" +
+	"\x0frule_generation\x18\x11 \x01(\x04R\x0eruleGeneration\x12\x1f\n" +
+	"\vrule_weight\x18\x12 \x01(\rR\n" +
+	"ruleWeight\x12(\n" +
+	"\x10nodes_to_replace\x18\x13 \x03(\tR\x0enodesToReplace\x124\n" +
+	"\x06events\x18\x14 \x03(\v2\x1c.mics.control.v1.CanaryEventR\x06events\x12$\n" +
+	"\x0eobserved_at_ms\x18\x15 \x01(\x03R\fobservedAtMs\x12\x1a\n" +
+	"\bactuator\x18\x16 \x01(\tR\bactuator\x12%\n" +
+	"\x0eactuator_error\x18\x17 \x01(\tR\ractuatorError\"E\n" +
+	"\x12StartCanaryRequest\x12/\n" +
+	"\x04spec\x18\x01 \x01(\v2\x1b.mics.control.v1.CanarySpecR\x04spec\"F\n" +
+	"\x13StartCanaryResponse\x12/\n" +
+	"\x06canary\x18\x01 \x01(\v2\x17.mics.control.v1.CanaryR\x06canary\"\x12\n" +
+	"\x10GetCanaryRequest\"D\n" +
+	"\x11GetCanaryResponse\x12/\n" +
+	"\x06canary\x18\x01 \x01(\v2\x17.mics.control.v1.CanaryR\x06canary\"\x14\n" +
+	"\x12WatchCanaryRequest\"F\n" +
+	"\x13WatchCanaryResponse\x12/\n" +
+	"\x06canary\x18\x01 \x01(\v2\x17.mics.control.v1.CanaryR\x06canary\"\x9f\x02\n" +
+	"\x13ChangeCanaryRequest\x12C\n" +
+	"\x06change\x18\x01 \x01(\x0e2+.mics.control.v1.ChangeCanaryRequest.ChangeR\x06change\x12\x16\n" +
+	"\x06weight\x18\x02 \x01(\rR\x06weight\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\"\x82\x01\n" +
+	"\x06Change\x12\x16\n" +
+	"\x12CHANGE_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fCHANGE_PAUSE\x10\x01\x12\x11\n" +
+	"\rCHANGE_RESUME\x10\x02\x12\x12\n" +
+	"\x0eCHANGE_PROMOTE\x10\x03\x12\x10\n" +
+	"\fCHANGE_ABORT\x10\x04\x12\x15\n" +
+	"\x11CHANGE_SET_WEIGHT\x10\x05\"G\n" +
+	"\x14ChangeCanaryResponse\x12/\n" +
+	"\x06canary\x18\x01 \x01(\v2\x17.mics.control.v1.CanaryR\x06canary\"t\n" +
+	"\x10RebalanceRequest\x12\x18\n" +
+	"\apreview\x18\x01 \x01(\bR\apreview\x12.\n" +
+	"\x13sessions_per_second\x18\x02 \x01(\x01R\x11sessionsPerSecond\x12\x16\n" +
+	"\x06cancel\x18\x03 \x01(\bR\x06cancel\"\x8b\x01\n" +
+	"\x11RebalanceResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x1e.mics.control.v1.RebalanceNodeR\x05nodes\x12\x18\n" +
+	"\arunning\x18\x03 \x01(\bR\arunning\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xb2\x01\n" +
+	"\rRebalanceNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
+	"\x05track\x18\x02 \x01(\tR\x05track\x12\x1a\n" +
+	"\bsessions\x18\x03 \x01(\x04R\bsessions\x12\x14\n" +
+	"\x05gives\x18\x04 \x01(\x04R\x05gives\x12\x12\n" +
+	"\x04gets\x18\x05 \x01(\x04R\x04gets\x12\x14\n" +
+	"\x05moved\x18\x06 \x01(\x04R\x05moved\x12\x16\n" +
+	"\x06stayed\x18\a \x01(\x04R\x06stayed*R\n" +
 	"\bNodeKind\x12\x19\n" +
 	"\x15NODE_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11NODE_KIND_GATEWAY\x10\x01\x12\x14\n" +
-	"\x10NODE_KIND_ROUTER\x10\x022\xd6\x04\n" +
+	"\x10NODE_KIND_ROUTER\x10\x02*\x99\x02\n" +
+	"\vCanaryPhase\x12\x1c\n" +
+	"\x18CANARY_PHASE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13CANARY_PHASE_MOVING\x10\x01\x12\x17\n" +
+	"\x13CANARY_PHASE_BAKING\x10\x02\x12\x16\n" +
+	"\x12CANARY_PHASE_READY\x10\x03\x12\x1a\n" +
+	"\x16CANARY_PHASE_PROMOTING\x10\x04\x12\x1a\n" +
+	"\x16CANARY_PHASE_REPLACING\x10\x05\x12\x1a\n" +
+	"\x16CANARY_PHASE_RETURNING\x10\x06\x12\x19\n" +
+	"\x15CANARY_PHASE_ABORTING\x10\a\x12\x19\n" +
+	"\x15CANARY_PHASE_PROMOTED\x10\b\x12\x18\n" +
+	"\x14CANARY_PHASE_ABORTED\x10\t2\x91\b\n" +
 	"\x0eControlService\x12R\n" +
 	"\tListNodes\x12!.mics.control.v1.ListNodesRequest\x1a\".mics.control.v1.ListNodesResponse\x12W\n" +
 	"\n" +
@@ -1242,7 +2681,12 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\x04Kick\x12\x1c.mics.control.v1.KickRequest\x1a\x1d.mics.control.v1.KickResponse\x12N\n" +
 	"\aListDLQ\x12\x1f.mics.control.v1.ListDLQRequest\x1a .mics.control.v1.ListDLQResponse0\x01\x12W\n" +
 	"\n" +
-	"RedriveDLQ\x12\".mics.control.v1.RedriveDLQRequest\x1a#.mics.control.v1.RedriveDLQResponse0\x01\x12L\n" +
+	"RedriveDLQ\x12\".mics.control.v1.RedriveDLQRequest\x1a#.mics.control.v1.RedriveDLQResponse0\x01\x12X\n" +
+	"\vStartCanary\x12#.mics.control.v1.StartCanaryRequest\x1a$.mics.control.v1.StartCanaryResponse\x12R\n" +
+	"\tGetCanary\x12!.mics.control.v1.GetCanaryRequest\x1a\".mics.control.v1.GetCanaryResponse\x12Z\n" +
+	"\vWatchCanary\x12#.mics.control.v1.WatchCanaryRequest\x1a$.mics.control.v1.WatchCanaryResponse0\x01\x12[\n" +
+	"\fChangeCanary\x12$.mics.control.v1.ChangeCanaryRequest\x1a%.mics.control.v1.ChangeCanaryResponse\x12R\n" +
+	"\tRebalance\x12!.mics.control.v1.RebalanceRequest\x1a\".mics.control.v1.RebalanceResponse\x12L\n" +
 	"\aVersion\x12\x1f.mics.control.v1.VersionRequest\x1a .mics.control.v1.VersionResponse2a\n" +
 	"\vNodeService\x12R\n" +
 	"\tTerminate\x12!.mics.control.v1.TerminateRequest\x1a\".mics.control.v1.TerminateResponseB9Z7github.com/mics-im/mics/proto/mics/control/v1;controlv1b\x06proto3"
@@ -1259,69 +2703,110 @@ func file_mics_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_mics_control_v1_control_proto_rawDescData
 }
 
-var file_mics_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mics_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_mics_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_mics_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_mics_control_v1_control_proto_goTypes = []any{
-	(NodeKind)(0),                 // 0: mics.control.v1.NodeKind
-	(*TerminateRequest)(nil),      // 1: mics.control.v1.TerminateRequest
-	(*TerminateResponse)(nil),     // 2: mics.control.v1.TerminateResponse
-	(*Node)(nil),                  // 3: mics.control.v1.Node
-	(*ListNodesRequest)(nil),      // 4: mics.control.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),     // 5: mics.control.v1.ListNodesResponse
-	(*WatchNodesRequest)(nil),     // 6: mics.control.v1.WatchNodesRequest
-	(*WatchNodesResponse)(nil),    // 7: mics.control.v1.WatchNodesResponse
-	(*ListSessionsRequest)(nil),   // 8: mics.control.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),  // 9: mics.control.v1.ListSessionsResponse
-	(*Session)(nil),               // 10: mics.control.v1.Session
-	(*KickRequest)(nil),           // 11: mics.control.v1.KickRequest
-	(*KickResponse)(nil),          // 12: mics.control.v1.KickResponse
-	(*ListDLQRequest)(nil),        // 13: mics.control.v1.ListDLQRequest
-	(*ListDLQResponse)(nil),       // 14: mics.control.v1.ListDLQResponse
-	(*RedriveDLQRequest)(nil),     // 15: mics.control.v1.RedriveDLQRequest
-	(*RedriveDLQResponse)(nil),    // 16: mics.control.v1.RedriveDLQResponse
-	(*VersionRequest)(nil),        // 17: mics.control.v1.VersionRequest
-	(*VersionResponse)(nil),       // 18: mics.control.v1.VersionResponse
-	(*v1.Target)(nil),             // 19: mics.gateway.v1.Target
-	(v1.Phase)(0),                 // 20: mics.gateway.v1.Phase
-	(*v1.SessionInfo)(nil),        // 21: mics.gateway.v1.SessionInfo
-	(*v11.ListDLQRequest)(nil),    // 22: mics.router.v1.ListDLQRequest
-	(*v11.ListDLQResponse)(nil),   // 23: mics.router.v1.ListDLQResponse
-	(*v11.RedriveDLQRequest)(nil), // 24: mics.router.v1.RedriveDLQRequest
-	(*v11.RedriveProgress)(nil),   // 25: mics.router.v1.RedriveProgress
+	(NodeKind)(0),                   // 0: mics.control.v1.NodeKind
+	(CanaryPhase)(0),                // 1: mics.control.v1.CanaryPhase
+	(ChangeCanaryRequest_Change)(0), // 2: mics.control.v1.ChangeCanaryRequest.Change
+	(*TerminateRequest)(nil),        // 3: mics.control.v1.TerminateRequest
+	(*TerminateResponse)(nil),       // 4: mics.control.v1.TerminateResponse
+	(*Node)(nil),                    // 5: mics.control.v1.Node
+	(*ListNodesRequest)(nil),        // 6: mics.control.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 7: mics.control.v1.ListNodesResponse
+	(*WatchNodesRequest)(nil),       // 8: mics.control.v1.WatchNodesRequest
+	(*WatchNodesResponse)(nil),      // 9: mics.control.v1.WatchNodesResponse
+	(*ListSessionsRequest)(nil),     // 10: mics.control.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),    // 11: mics.control.v1.ListSessionsResponse
+	(*Session)(nil),                 // 12: mics.control.v1.Session
+	(*KickRequest)(nil),             // 13: mics.control.v1.KickRequest
+	(*KickResponse)(nil),            // 14: mics.control.v1.KickResponse
+	(*ListDLQRequest)(nil),          // 15: mics.control.v1.ListDLQRequest
+	(*ListDLQResponse)(nil),         // 16: mics.control.v1.ListDLQResponse
+	(*RedriveDLQRequest)(nil),       // 17: mics.control.v1.RedriveDLQRequest
+	(*RedriveDLQResponse)(nil),      // 18: mics.control.v1.RedriveDLQResponse
+	(*VersionRequest)(nil),          // 19: mics.control.v1.VersionRequest
+	(*VersionResponse)(nil),         // 20: mics.control.v1.VersionResponse
+	(*CanarySpec)(nil),              // 21: mics.control.v1.CanarySpec
+	(*CanaryTrack)(nil),             // 22: mics.control.v1.CanaryTrack
+	(*CanarySignal)(nil),            // 23: mics.control.v1.CanarySignal
+	(*CanaryEvent)(nil),             // 24: mics.control.v1.CanaryEvent
+	(*Canary)(nil),                  // 25: mics.control.v1.Canary
+	(*StartCanaryRequest)(nil),      // 26: mics.control.v1.StartCanaryRequest
+	(*StartCanaryResponse)(nil),     // 27: mics.control.v1.StartCanaryResponse
+	(*GetCanaryRequest)(nil),        // 28: mics.control.v1.GetCanaryRequest
+	(*GetCanaryResponse)(nil),       // 29: mics.control.v1.GetCanaryResponse
+	(*WatchCanaryRequest)(nil),      // 30: mics.control.v1.WatchCanaryRequest
+	(*WatchCanaryResponse)(nil),     // 31: mics.control.v1.WatchCanaryResponse
+	(*ChangeCanaryRequest)(nil),     // 32: mics.control.v1.ChangeCanaryRequest
+	(*ChangeCanaryResponse)(nil),    // 33: mics.control.v1.ChangeCanaryResponse
+	(*RebalanceRequest)(nil),        // 34: mics.control.v1.RebalanceRequest
+	(*RebalanceResponse)(nil),       // 35: mics.control.v1.RebalanceResponse
+	(*RebalanceNode)(nil),           // 36: mics.control.v1.RebalanceNode
+	(*v1.Target)(nil),               // 37: mics.gateway.v1.Target
+	(v1.Phase)(0),                   // 38: mics.gateway.v1.Phase
+	(*v1.SessionInfo)(nil),          // 39: mics.gateway.v1.SessionInfo
+	(*v11.ListDLQRequest)(nil),      // 40: mics.router.v1.ListDLQRequest
+	(*v11.ListDLQResponse)(nil),     // 41: mics.router.v1.ListDLQResponse
+	(*v11.RedriveDLQRequest)(nil),   // 42: mics.router.v1.RedriveDLQRequest
+	(*v11.RedriveProgress)(nil),     // 43: mics.router.v1.RedriveProgress
 }
 var file_mics_control_v1_control_proto_depIdxs = []int32{
-	19, // 0: mics.control.v1.TerminateResponse.targets:type_name -> mics.gateway.v1.Target
+	37, // 0: mics.control.v1.TerminateResponse.targets:type_name -> mics.gateway.v1.Target
 	0,  // 1: mics.control.v1.Node.kind:type_name -> mics.control.v1.NodeKind
-	20, // 2: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
-	3,  // 3: mics.control.v1.ListNodesResponse.nodes:type_name -> mics.control.v1.Node
-	3,  // 4: mics.control.v1.WatchNodesResponse.nodes:type_name -> mics.control.v1.Node
-	10, // 5: mics.control.v1.ListSessionsResponse.sessions:type_name -> mics.control.v1.Session
-	21, // 6: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
-	22, // 7: mics.control.v1.ListDLQRequest.request:type_name -> mics.router.v1.ListDLQRequest
-	23, // 8: mics.control.v1.ListDLQResponse.response:type_name -> mics.router.v1.ListDLQResponse
-	24, // 9: mics.control.v1.RedriveDLQRequest.request:type_name -> mics.router.v1.RedriveDLQRequest
-	25, // 10: mics.control.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
-	4,  // 11: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
-	6,  // 12: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
-	8,  // 13: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
-	11, // 14: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
-	13, // 15: mics.control.v1.ControlService.ListDLQ:input_type -> mics.control.v1.ListDLQRequest
-	15, // 16: mics.control.v1.ControlService.RedriveDLQ:input_type -> mics.control.v1.RedriveDLQRequest
-	17, // 17: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
-	1,  // 18: mics.control.v1.NodeService.Terminate:input_type -> mics.control.v1.TerminateRequest
-	5,  // 19: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
-	7,  // 20: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
-	9,  // 21: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
-	12, // 22: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
-	14, // 23: mics.control.v1.ControlService.ListDLQ:output_type -> mics.control.v1.ListDLQResponse
-	16, // 24: mics.control.v1.ControlService.RedriveDLQ:output_type -> mics.control.v1.RedriveDLQResponse
-	18, // 25: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
-	2,  // 26: mics.control.v1.NodeService.Terminate:output_type -> mics.control.v1.TerminateResponse
-	19, // [19:27] is the sub-list for method output_type
-	11, // [11:19] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	38, // 2: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
+	5,  // 3: mics.control.v1.ListNodesResponse.nodes:type_name -> mics.control.v1.Node
+	5,  // 4: mics.control.v1.WatchNodesResponse.nodes:type_name -> mics.control.v1.Node
+	12, // 5: mics.control.v1.ListSessionsResponse.sessions:type_name -> mics.control.v1.Session
+	39, // 6: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
+	40, // 7: mics.control.v1.ListDLQRequest.request:type_name -> mics.router.v1.ListDLQRequest
+	41, // 8: mics.control.v1.ListDLQResponse.response:type_name -> mics.router.v1.ListDLQResponse
+	42, // 9: mics.control.v1.RedriveDLQRequest.request:type_name -> mics.router.v1.RedriveDLQRequest
+	43, // 10: mics.control.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
+	21, // 11: mics.control.v1.Canary.spec:type_name -> mics.control.v1.CanarySpec
+	1,  // 12: mics.control.v1.Canary.phase:type_name -> mics.control.v1.CanaryPhase
+	22, // 13: mics.control.v1.Canary.stable:type_name -> mics.control.v1.CanaryTrack
+	22, // 14: mics.control.v1.Canary.canary:type_name -> mics.control.v1.CanaryTrack
+	23, // 15: mics.control.v1.Canary.signals:type_name -> mics.control.v1.CanarySignal
+	24, // 16: mics.control.v1.Canary.events:type_name -> mics.control.v1.CanaryEvent
+	21, // 17: mics.control.v1.StartCanaryRequest.spec:type_name -> mics.control.v1.CanarySpec
+	25, // 18: mics.control.v1.StartCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	25, // 19: mics.control.v1.GetCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	25, // 20: mics.control.v1.WatchCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	2,  // 21: mics.control.v1.ChangeCanaryRequest.change:type_name -> mics.control.v1.ChangeCanaryRequest.Change
+	25, // 22: mics.control.v1.ChangeCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	36, // 23: mics.control.v1.RebalanceResponse.nodes:type_name -> mics.control.v1.RebalanceNode
+	6,  // 24: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
+	8,  // 25: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
+	10, // 26: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
+	13, // 27: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
+	15, // 28: mics.control.v1.ControlService.ListDLQ:input_type -> mics.control.v1.ListDLQRequest
+	17, // 29: mics.control.v1.ControlService.RedriveDLQ:input_type -> mics.control.v1.RedriveDLQRequest
+	26, // 30: mics.control.v1.ControlService.StartCanary:input_type -> mics.control.v1.StartCanaryRequest
+	28, // 31: mics.control.v1.ControlService.GetCanary:input_type -> mics.control.v1.GetCanaryRequest
+	30, // 32: mics.control.v1.ControlService.WatchCanary:input_type -> mics.control.v1.WatchCanaryRequest
+	32, // 33: mics.control.v1.ControlService.ChangeCanary:input_type -> mics.control.v1.ChangeCanaryRequest
+	34, // 34: mics.control.v1.ControlService.Rebalance:input_type -> mics.control.v1.RebalanceRequest
+	19, // 35: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
+	3,  // 36: mics.control.v1.NodeService.Terminate:input_type -> mics.control.v1.TerminateRequest
+	7,  // 37: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
+	9,  // 38: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
+	11, // 39: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
+	14, // 40: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
+	16, // 41: mics.control.v1.ControlService.ListDLQ:output_type -> mics.control.v1.ListDLQResponse
+	18, // 42: mics.control.v1.ControlService.RedriveDLQ:output_type -> mics.control.v1.RedriveDLQResponse
+	27, // 43: mics.control.v1.ControlService.StartCanary:output_type -> mics.control.v1.StartCanaryResponse
+	29, // 44: mics.control.v1.ControlService.GetCanary:output_type -> mics.control.v1.GetCanaryResponse
+	31, // 45: mics.control.v1.ControlService.WatchCanary:output_type -> mics.control.v1.WatchCanaryResponse
+	33, // 46: mics.control.v1.ControlService.ChangeCanary:output_type -> mics.control.v1.ChangeCanaryResponse
+	35, // 47: mics.control.v1.ControlService.Rebalance:output_type -> mics.control.v1.RebalanceResponse
+	20, // 48: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
+	4,  // 49: mics.control.v1.NodeService.Terminate:output_type -> mics.control.v1.TerminateResponse
+	37, // [37:50] is the sub-list for method output_type
+	24, // [24:37] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_mics_control_v1_control_proto_init() }
@@ -1334,8 +2819,8 @@ func file_mics_control_v1_control_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_control_v1_control_proto_rawDesc), len(file_mics_control_v1_control_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   18,
+			NumEnums:      3,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -1410,9 +1410,11 @@ type StatusResponse struct {
 	// Sessions by track that their users belong to, by the rule.
 	SessionsOfCanary uint64 `protobuf:"varint,22,opt,name=sessions_of_canary,json=sessionsOfCanary,proto3" json:"sessions_of_canary,omitempty"`
 	// What the node takes at most, by its limits: 0 means unknown.
-	SessionsMax   uint64 `protobuf:"varint,23,opt,name=sessions_max,json=sessionsMax,proto3" json:"sessions_max,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SessionsMax uint64 `protobuf:"varint,23,opt,name=sessions_max,json=sessionsMax,proto3" json:"sessions_max,omitempty"`
+	// Those of sessions_misplaced that are of V1 clients.
+	SessionsMisplacedV1 uint64 `protobuf:"varint,24,opt,name=sessions_misplaced_v1,json=sessionsMisplacedV1,proto3" json:"sessions_misplaced_v1,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -1602,6 +1604,13 @@ func (x *StatusResponse) GetSessionsOfCanary() uint64 {
 func (x *StatusResponse) GetSessionsMax() uint64 {
 	if x != nil {
 		return x.SessionsMax
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetSessionsMisplacedV1() uint64 {
+	if x != nil {
+		return x.SessionsMisplacedV1
 	}
 	return 0
 }
@@ -2754,7 +2763,7 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\"&\n" +
 	"\fKickResponse\x12\x16\n" +
 	"\x06kicked\x18\x01 \x01(\rR\x06kicked\"\x0f\n" +
-	"\rStatusRequest\"\xa3\b\n" +
+	"\rStatusRequest\"\xd7\b\n" +
 	"\x0eStatusResponse\x126\n" +
 	"\agateway\x18\x01 \x01(\v2\x1c.mics.gateway.v1.GatewayInfoR\agateway\x12\x1a\n" +
 	"\bsessions\x18\x02 \x01(\x04R\bsessions\x12\x1f\n" +
@@ -2780,7 +2789,8 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x0frule_generation\x18\x14 \x01(\x04R\x0eruleGeneration\x12-\n" +
 	"\x12sessions_misplaced\x18\x15 \x01(\x04R\x11sessionsMisplaced\x12,\n" +
 	"\x12sessions_of_canary\x18\x16 \x01(\x04R\x10sessionsOfCanary\x12!\n" +
-	"\fsessions_max\x18\x17 \x01(\x04R\vsessionsMax\";\n" +
+	"\fsessions_max\x18\x17 \x01(\x04R\vsessionsMax\x122\n" +
+	"\x15sessions_misplaced_v1\x18\x18 \x01(\x04R\x13sessionsMisplacedV1\";\n" +
 	"\tHistogram\x12\x16\n" +
 	"\x06bounds\x18\x01 \x03(\x01R\x06bounds\x12\x16\n" +
 	"\x06counts\x18\x02 \x03(\x04R\x06counts\"\xa3\x02\n" +

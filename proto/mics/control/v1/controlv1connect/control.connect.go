@@ -53,6 +53,21 @@ const (
 	// ControlServiceRedriveDLQProcedure is the fully-qualified name of the ControlService's RedriveDLQ
 	// RPC.
 	ControlServiceRedriveDLQProcedure = "/mics.control.v1.ControlService/RedriveDLQ"
+	// ControlServiceStartCanaryProcedure is the fully-qualified name of the ControlService's
+	// StartCanary RPC.
+	ControlServiceStartCanaryProcedure = "/mics.control.v1.ControlService/StartCanary"
+	// ControlServiceGetCanaryProcedure is the fully-qualified name of the ControlService's GetCanary
+	// RPC.
+	ControlServiceGetCanaryProcedure = "/mics.control.v1.ControlService/GetCanary"
+	// ControlServiceWatchCanaryProcedure is the fully-qualified name of the ControlService's
+	// WatchCanary RPC.
+	ControlServiceWatchCanaryProcedure = "/mics.control.v1.ControlService/WatchCanary"
+	// ControlServiceChangeCanaryProcedure is the fully-qualified name of the ControlService's
+	// ChangeCanary RPC.
+	ControlServiceChangeCanaryProcedure = "/mics.control.v1.ControlService/ChangeCanary"
+	// ControlServiceRebalanceProcedure is the fully-qualified name of the ControlService's Rebalance
+	// RPC.
+	ControlServiceRebalanceProcedure = "/mics.control.v1.ControlService/Rebalance"
 	// ControlServiceVersionProcedure is the fully-qualified name of the ControlService's Version RPC.
 	ControlServiceVersionProcedure = "/mics.control.v1.ControlService/Version"
 	// NodeServiceTerminateProcedure is the fully-qualified name of the NodeService's Terminate RPC.
@@ -69,6 +84,21 @@ type ControlServiceClient interface {
 	// ListDLQ and RedriveDLQ are any router's RPCs of the same names.
 	ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest]) (*connect.ServerStreamForClient[v1.ListDLQResponse], error)
 	RedriveDLQ(context.Context, *connect.Request[v1.RedriveDLQRequest]) (*connect.ServerStreamForClient[v1.RedriveDLQResponse], error)
+	// StartCanary begins a canary. FAILED_PRECONDITION: there is one already, or the
+	// fleet is not ready for it; the detail says what is missing.
+	StartCanary(context.Context, *connect.Request[v1.StartCanaryRequest]) (*connect.Response[v1.StartCanaryResponse], error)
+	// GetCanary returns the canary that runs, else the last one. NOT_FOUND: there
+	// has never been one.
+	GetCanary(context.Context, *connect.Request[v1.GetCanaryRequest]) (*connect.Response[v1.GetCanaryResponse], error)
+	// WatchCanary sends the canary at once and after every change of what is seen of
+	// it, about once a second. It goes on when the canary is over.
+	WatchCanary(context.Context, *connect.Request[v1.WatchCanaryRequest]) (*connect.ServerStreamForClient[v1.WatchCanaryResponse], error)
+	// ChangeCanary tells the canary that runs what to do. FAILED_PRECONDITION: it
+	// cannot in its phase.
+	ChangeCanary(context.Context, *connect.Request[v1.ChangeCanaryRequest]) (*connect.Response[v1.ChangeCanaryResponse], error)
+	// Rebalance evens out the sessions of the gateways of each track. It answers
+	// with what is going to be moved, or, with a preview, would be.
+	Rebalance(context.Context, *connect.Request[v1.RebalanceRequest]) (*connect.Response[v1.RebalanceResponse], error)
 	// Version also proves that the control plane answers.
 	Version(context.Context, *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error)
 }
@@ -120,6 +150,36 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("RedriveDLQ")),
 			connect.WithClientOptions(opts...),
 		),
+		startCanary: connect.NewClient[v1.StartCanaryRequest, v1.StartCanaryResponse](
+			httpClient,
+			baseURL+ControlServiceStartCanaryProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("StartCanary")),
+			connect.WithClientOptions(opts...),
+		),
+		getCanary: connect.NewClient[v1.GetCanaryRequest, v1.GetCanaryResponse](
+			httpClient,
+			baseURL+ControlServiceGetCanaryProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("GetCanary")),
+			connect.WithClientOptions(opts...),
+		),
+		watchCanary: connect.NewClient[v1.WatchCanaryRequest, v1.WatchCanaryResponse](
+			httpClient,
+			baseURL+ControlServiceWatchCanaryProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("WatchCanary")),
+			connect.WithClientOptions(opts...),
+		),
+		changeCanary: connect.NewClient[v1.ChangeCanaryRequest, v1.ChangeCanaryResponse](
+			httpClient,
+			baseURL+ControlServiceChangeCanaryProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ChangeCanary")),
+			connect.WithClientOptions(opts...),
+		),
+		rebalance: connect.NewClient[v1.RebalanceRequest, v1.RebalanceResponse](
+			httpClient,
+			baseURL+ControlServiceRebalanceProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Rebalance")),
+			connect.WithClientOptions(opts...),
+		),
 		version: connect.NewClient[v1.VersionRequest, v1.VersionResponse](
 			httpClient,
 			baseURL+ControlServiceVersionProcedure,
@@ -137,6 +197,11 @@ type controlServiceClient struct {
 	kick         *connect.Client[v1.KickRequest, v1.KickResponse]
 	listDLQ      *connect.Client[v1.ListDLQRequest, v1.ListDLQResponse]
 	redriveDLQ   *connect.Client[v1.RedriveDLQRequest, v1.RedriveDLQResponse]
+	startCanary  *connect.Client[v1.StartCanaryRequest, v1.StartCanaryResponse]
+	getCanary    *connect.Client[v1.GetCanaryRequest, v1.GetCanaryResponse]
+	watchCanary  *connect.Client[v1.WatchCanaryRequest, v1.WatchCanaryResponse]
+	changeCanary *connect.Client[v1.ChangeCanaryRequest, v1.ChangeCanaryResponse]
+	rebalance    *connect.Client[v1.RebalanceRequest, v1.RebalanceResponse]
 	version      *connect.Client[v1.VersionRequest, v1.VersionResponse]
 }
 
@@ -170,6 +235,31 @@ func (c *controlServiceClient) RedriveDLQ(ctx context.Context, req *connect.Requ
 	return c.redriveDLQ.CallServerStream(ctx, req)
 }
 
+// StartCanary calls mics.control.v1.ControlService.StartCanary.
+func (c *controlServiceClient) StartCanary(ctx context.Context, req *connect.Request[v1.StartCanaryRequest]) (*connect.Response[v1.StartCanaryResponse], error) {
+	return c.startCanary.CallUnary(ctx, req)
+}
+
+// GetCanary calls mics.control.v1.ControlService.GetCanary.
+func (c *controlServiceClient) GetCanary(ctx context.Context, req *connect.Request[v1.GetCanaryRequest]) (*connect.Response[v1.GetCanaryResponse], error) {
+	return c.getCanary.CallUnary(ctx, req)
+}
+
+// WatchCanary calls mics.control.v1.ControlService.WatchCanary.
+func (c *controlServiceClient) WatchCanary(ctx context.Context, req *connect.Request[v1.WatchCanaryRequest]) (*connect.ServerStreamForClient[v1.WatchCanaryResponse], error) {
+	return c.watchCanary.CallServerStream(ctx, req)
+}
+
+// ChangeCanary calls mics.control.v1.ControlService.ChangeCanary.
+func (c *controlServiceClient) ChangeCanary(ctx context.Context, req *connect.Request[v1.ChangeCanaryRequest]) (*connect.Response[v1.ChangeCanaryResponse], error) {
+	return c.changeCanary.CallUnary(ctx, req)
+}
+
+// Rebalance calls mics.control.v1.ControlService.Rebalance.
+func (c *controlServiceClient) Rebalance(ctx context.Context, req *connect.Request[v1.RebalanceRequest]) (*connect.Response[v1.RebalanceResponse], error) {
+	return c.rebalance.CallUnary(ctx, req)
+}
+
 // Version calls mics.control.v1.ControlService.Version.
 func (c *controlServiceClient) Version(ctx context.Context, req *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error) {
 	return c.version.CallUnary(ctx, req)
@@ -185,6 +275,21 @@ type ControlServiceHandler interface {
 	// ListDLQ and RedriveDLQ are any router's RPCs of the same names.
 	ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest], *connect.ServerStream[v1.ListDLQResponse]) error
 	RedriveDLQ(context.Context, *connect.Request[v1.RedriveDLQRequest], *connect.ServerStream[v1.RedriveDLQResponse]) error
+	// StartCanary begins a canary. FAILED_PRECONDITION: there is one already, or the
+	// fleet is not ready for it; the detail says what is missing.
+	StartCanary(context.Context, *connect.Request[v1.StartCanaryRequest]) (*connect.Response[v1.StartCanaryResponse], error)
+	// GetCanary returns the canary that runs, else the last one. NOT_FOUND: there
+	// has never been one.
+	GetCanary(context.Context, *connect.Request[v1.GetCanaryRequest]) (*connect.Response[v1.GetCanaryResponse], error)
+	// WatchCanary sends the canary at once and after every change of what is seen of
+	// it, about once a second. It goes on when the canary is over.
+	WatchCanary(context.Context, *connect.Request[v1.WatchCanaryRequest], *connect.ServerStream[v1.WatchCanaryResponse]) error
+	// ChangeCanary tells the canary that runs what to do. FAILED_PRECONDITION: it
+	// cannot in its phase.
+	ChangeCanary(context.Context, *connect.Request[v1.ChangeCanaryRequest]) (*connect.Response[v1.ChangeCanaryResponse], error)
+	// Rebalance evens out the sessions of the gateways of each track. It answers
+	// with what is going to be moved, or, with a preview, would be.
+	Rebalance(context.Context, *connect.Request[v1.RebalanceRequest]) (*connect.Response[v1.RebalanceResponse], error)
 	// Version also proves that the control plane answers.
 	Version(context.Context, *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error)
 }
@@ -232,6 +337,36 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("RedriveDLQ")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceStartCanaryHandler := connect.NewUnaryHandler(
+		ControlServiceStartCanaryProcedure,
+		svc.StartCanary,
+		connect.WithSchema(controlServiceMethods.ByName("StartCanary")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceGetCanaryHandler := connect.NewUnaryHandler(
+		ControlServiceGetCanaryProcedure,
+		svc.GetCanary,
+		connect.WithSchema(controlServiceMethods.ByName("GetCanary")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceWatchCanaryHandler := connect.NewServerStreamHandler(
+		ControlServiceWatchCanaryProcedure,
+		svc.WatchCanary,
+		connect.WithSchema(controlServiceMethods.ByName("WatchCanary")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceChangeCanaryHandler := connect.NewUnaryHandler(
+		ControlServiceChangeCanaryProcedure,
+		svc.ChangeCanary,
+		connect.WithSchema(controlServiceMethods.ByName("ChangeCanary")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceRebalanceHandler := connect.NewUnaryHandler(
+		ControlServiceRebalanceProcedure,
+		svc.Rebalance,
+		connect.WithSchema(controlServiceMethods.ByName("Rebalance")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceVersionHandler := connect.NewUnaryHandler(
 		ControlServiceVersionProcedure,
 		svc.Version,
@@ -252,6 +387,16 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceListDLQHandler.ServeHTTP(w, r)
 		case ControlServiceRedriveDLQProcedure:
 			controlServiceRedriveDLQHandler.ServeHTTP(w, r)
+		case ControlServiceStartCanaryProcedure:
+			controlServiceStartCanaryHandler.ServeHTTP(w, r)
+		case ControlServiceGetCanaryProcedure:
+			controlServiceGetCanaryHandler.ServeHTTP(w, r)
+		case ControlServiceWatchCanaryProcedure:
+			controlServiceWatchCanaryHandler.ServeHTTP(w, r)
+		case ControlServiceChangeCanaryProcedure:
+			controlServiceChangeCanaryHandler.ServeHTTP(w, r)
+		case ControlServiceRebalanceProcedure:
+			controlServiceRebalanceHandler.ServeHTTP(w, r)
 		case ControlServiceVersionProcedure:
 			controlServiceVersionHandler.ServeHTTP(w, r)
 		default:
@@ -285,6 +430,26 @@ func (UnimplementedControlServiceHandler) ListDLQ(context.Context, *connect.Requ
 
 func (UnimplementedControlServiceHandler) RedriveDLQ(context.Context, *connect.Request[v1.RedriveDLQRequest], *connect.ServerStream[v1.RedriveDLQResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.RedriveDLQ is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) StartCanary(context.Context, *connect.Request[v1.StartCanaryRequest]) (*connect.Response[v1.StartCanaryResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.StartCanary is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) GetCanary(context.Context, *connect.Request[v1.GetCanaryRequest]) (*connect.Response[v1.GetCanaryResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.GetCanary is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) WatchCanary(context.Context, *connect.Request[v1.WatchCanaryRequest], *connect.ServerStream[v1.WatchCanaryResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.WatchCanary is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ChangeCanary(context.Context, *connect.Request[v1.ChangeCanaryRequest]) (*connect.Response[v1.ChangeCanaryResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.ChangeCanary is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Rebalance(context.Context, *connect.Request[v1.RebalanceRequest]) (*connect.Response[v1.RebalanceResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.Rebalance is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) Version(context.Context, *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error) {
