@@ -104,7 +104,7 @@ func (s *Service) Handover(ctx context.Context, req *connect.Request[gatewayv1.H
 		var h session.Handed
 		h, res.Found = sess.Freeze(ctx, session.Takeover{Code: code, Reason: reason, Resume: m.GetResume(), LastSeq: m.GetLastSeq()})
 		res.Undelivered, res.NextSeq = h.Undelivered, h.NextSeq
-		res.RecentKeys, res.RecentAges = h.Keys, h.Ages
+		res.RecentKeys, res.RecentAges, res.Whole = h.Keys, h.Ages, h.Whole
 	}
 	return connect.NewResponse(res), nil
 }

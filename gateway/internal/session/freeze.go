@@ -27,6 +27,9 @@ type Handed struct {
 	Keys, Ages []byte
 	// NextSeq is the seq after the last one given; 0: the session cannot go on.
 	NextSeq uint64
+	// Whole: a Final of the session, if there is one, brings nothing else. Not so
+	// when the backlog has not come yet.
+	Whole bool
 }
 
 // Freeze is a Handover: it closes the session for good and returns what its
@@ -87,6 +90,7 @@ func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 // hand is what the next session gets of the window, which stays as it is. The
 // session is locked.
 func (s *Session) hand(t Takeover) (h Handed) {
+	h.Whole = s.phase != opening
 	entries := s.win.entries
 	seen := 0
 	if t.Resume && s.v2() && s.phase != opening && !s.ahead(t.LastSeq) {

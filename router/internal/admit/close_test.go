@@ -63,6 +63,20 @@ func TestAWindowThatWasHandedOverIsNotKeptAgain(t *testing.T) {
 	})
 }
 
+func TestABacklogThatMissedTheHandoverIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.close()
+		n := c.nodes[0]
+		n.opens(1, 5, "ann", "phone")
+		c.partial = true
+		c.windows[route.Location{Node: g(1), Session: 5}] = nil // still being opened there
+		n.opens(2, 6, "ann", "phone")
+		n.closes(1, closed(5, 1, final, undelivered("1", "2")...))
+		same(t, "sent", n.sent, "1", "2")
+	})
+}
+
 func TestTheNextSessionKnowsWhatTheLastOneTook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 2)

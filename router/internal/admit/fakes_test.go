@@ -46,6 +46,7 @@ type cluster struct {
 	mu      sync.Mutex
 	dead    map[route.NodeRef]bool                                                     // guarded by mu
 	windows map[route.Location][]*gatewayv1.Undelivered                                // guarded by mu: open sessions
+	partial bool                                                                       // set before use: a Handover may not be whole
 	last    map[route.Location]uint64                                                  // guarded by mu: the seq of what was sent last
 	asked   []*gatewayv1.HandoverRequest                                               // guarded by mu
 	events  []event.Event                                                              // guarded by mu
@@ -324,7 +325,7 @@ func (w gatewayWire) Handover(ctx context.Context, req *connect.Request[gatewayv
 	}
 	delete(w.c.windows, loc)
 	delete(w.c.last, loc)
-	res := &gatewayv1.HandoverResponse{Found: found, Undelivered: window, RecentKeys: []byte("0123456789abcdef")}
+	res := &gatewayv1.HandoverResponse{Found: found, Whole: found && !w.c.partial, Undelivered: window, RecentKeys: []byte("0123456789abcdef")}
 	if req.Msg.Resume && v2 {
 		res.Undelivered, res.NextSeq = nil, last+1
 		for i, u := range window {

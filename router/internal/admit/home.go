@@ -235,7 +235,7 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 	if got == nil {
 		return nil, nil
 	}
-	if got.Found {
+	if got.Found && got.Whole {
 		a.ledger.handedOver(prev.Location())
 	}
 	res.RecentKeys, res.RecentAges = got.RecentKeys, got.RecentAges

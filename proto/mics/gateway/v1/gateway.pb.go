@@ -752,7 +752,10 @@ type HandoverResponse struct {
 	Ahead bool `protobuf:"varint,5,opt,name=ahead,proto3" json:"ahead,omitempty"`
 	// One byte for each of recent_keys: how many seconds ago the session took it;
 	// 255 is that or more.
-	RecentAges    []byte `protobuf:"bytes,6,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
+	RecentAges []byte `protobuf:"bytes,6,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
+	// Undelivered is all that the session has, and all that a FINAL of it can bring:
+	// not so when it was still being opened, and its backlog was on its way there.
+	Whole         bool `protobuf:"varint,7,opt,name=whole,proto3" json:"whole,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -827,6 +830,13 @@ func (x *HandoverResponse) GetRecentAges() []byte {
 		return x.RecentAges
 	}
 	return nil
+}
+
+func (x *HandoverResponse) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
 }
 
 // Undelivered is a message that a session had accepted and its device has not
@@ -2712,7 +2722,7 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\fclose_reason\x18\x04 \x01(\tR\vcloseReason\x12\x16\n" +
 	"\x06resume\x18\x05 \x01(\bR\x06resume\x12\x19\n" +
 	"\blast_seq\x18\x06 \x01(\x04R\alastSeq\x12\x14\n" +
-	"\x05check\x18\a \x01(\bR\x05check\"\xdb\x01\n" +
+	"\x05check\x18\a \x01(\bR\x05check\"\xf1\x01\n" +
 	"\x10HandoverResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12>\n" +
 	"\vundelivered\x18\x02 \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\vundelivered\x12\x1f\n" +
@@ -2721,7 +2731,8 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\bnext_seq\x18\x04 \x01(\x04R\anextSeq\x12\x14\n" +
 	"\x05ahead\x18\x05 \x01(\bR\x05ahead\x12\x1f\n" +
 	"\vrecent_ages\x18\x06 \x01(\fR\n" +
-	"recentAges\"}\n" +
+	"recentAges\x12\x14\n" +
+	"\x05whole\x18\a \x01(\bR\x05whole\"}\n" +
 	"\vUndelivered\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\fR\amessage\x12 \n" +
 	"\vunmoderated\x18\x02 \x01(\bR\vunmoderated\x12\x10\n" +
