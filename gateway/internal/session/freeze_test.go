@@ -223,3 +223,20 @@ func TestTheNextSessionKnowsWhatTheDeviceHasHad(t *testing.T) {
 		want(t, "repeats are confirmed", b.confirmed(s), 2)
 	})
 }
+
+func TestAHandoverBeforeTheBacklogIsNotWhole(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		home := w.router("home")
+		s, _ := w.connect(1)
+		s.Deliver(home.delivery("3"))
+		got := <-freeze(t.Context(), s)
+		want(t, "found", got.ok, true)
+		want(t, "whole", got.Whole, false)
+		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "3")
+		s.Open(Admission{Identity: Identity{"t", "ann", "phone"}, Epoch: 1, Home: home.Ref, Backlog: []*gatewayv1.Undelivered{{Message: message("1"), Id: 1}}})
+		synctest.Wait()
+		w.pass(flushTimeout)
+		wantIDs(t, "comes by its end", idsOf(t, w.up.final(t).Undelivered), "1")
+	})
+}

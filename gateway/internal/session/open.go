@@ -52,7 +52,7 @@ func (s *Session) Open(a Admission) {
 	s.flushSoon()
 	if s.pending {
 		s.pending = false
-		s.close(s.code, s.reason, false)
+		s.close(s.code, s.reason, s.frozen) // the device is elsewhere, where all of this goes
 	}
 	s.notify()
 }
