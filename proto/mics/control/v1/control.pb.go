@@ -151,6 +151,134 @@ func (CanaryPhase) EnumDescriptor() ([]byte, []int) {
 	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{1}
 }
 
+type DrainChange int32
+
+const (
+	DrainChange_DRAIN_CHANGE_UNSPECIFIED DrainChange = 0
+	DrainChange_DRAIN_CHANGE_PAUSE       DrainChange = 1
+	DrainChange_DRAIN_CHANGE_RESUME      DrainChange = 2
+	// The gateway serves again; what has moved stays away.
+	DrainChange_DRAIN_CHANGE_CANCEL DrainChange = 3
+)
+
+// Enum value maps for DrainChange.
+var (
+	DrainChange_name = map[int32]string{
+		0: "DRAIN_CHANGE_UNSPECIFIED",
+		1: "DRAIN_CHANGE_PAUSE",
+		2: "DRAIN_CHANGE_RESUME",
+		3: "DRAIN_CHANGE_CANCEL",
+	}
+	DrainChange_value = map[string]int32{
+		"DRAIN_CHANGE_UNSPECIFIED": 0,
+		"DRAIN_CHANGE_PAUSE":       1,
+		"DRAIN_CHANGE_RESUME":      2,
+		"DRAIN_CHANGE_CANCEL":      3,
+	}
+)
+
+func (x DrainChange) Enum() *DrainChange {
+	p := new(DrainChange)
+	*p = x
+	return p
+}
+
+func (x DrainChange) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DrainChange) Descriptor() protoreflect.EnumDescriptor {
+	return file_mics_control_v1_control_proto_enumTypes[2].Descriptor()
+}
+
+func (DrainChange) Type() protoreflect.EnumType {
+	return &file_mics_control_v1_control_proto_enumTypes[2]
+}
+
+func (x DrainChange) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DrainChange.Descriptor instead.
+func (DrainChange) EnumDescriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{2}
+}
+
+type DrainState int32
+
+const (
+	DrainState_DRAIN_STATE_UNSPECIFIED DrainState = 0
+	// For its turn: the budget of drains at a time is used up.
+	DrainState_DRAIN_STATE_WAITING DrainState = 1
+	// For an inventory new enough to tell that there is room.
+	DrainState_DRAIN_STATE_CHECKING DrainState = 2
+	DrainState_DRAIN_STATE_DRAINING DrainState = 3
+	DrainState_DRAIN_STATE_PAUSED   DrainState = 4
+	// Empty; what moved is being counted.
+	DrainState_DRAIN_STATE_VERIFYING DrainState = 5
+	// Until the gateway has been told.
+	DrainState_DRAIN_STATE_CANCELLING DrainState = 6
+	// The last three are final.
+	DrainState_DRAIN_STATE_DONE      DrainState = 7
+	DrainState_DRAIN_STATE_CANCELLED DrainState = 8
+	DrainState_DRAIN_STATE_FAILED    DrainState = 9
+)
+
+// Enum value maps for DrainState.
+var (
+	DrainState_name = map[int32]string{
+		0: "DRAIN_STATE_UNSPECIFIED",
+		1: "DRAIN_STATE_WAITING",
+		2: "DRAIN_STATE_CHECKING",
+		3: "DRAIN_STATE_DRAINING",
+		4: "DRAIN_STATE_PAUSED",
+		5: "DRAIN_STATE_VERIFYING",
+		6: "DRAIN_STATE_CANCELLING",
+		7: "DRAIN_STATE_DONE",
+		8: "DRAIN_STATE_CANCELLED",
+		9: "DRAIN_STATE_FAILED",
+	}
+	DrainState_value = map[string]int32{
+		"DRAIN_STATE_UNSPECIFIED": 0,
+		"DRAIN_STATE_WAITING":     1,
+		"DRAIN_STATE_CHECKING":    2,
+		"DRAIN_STATE_DRAINING":    3,
+		"DRAIN_STATE_PAUSED":      4,
+		"DRAIN_STATE_VERIFYING":   5,
+		"DRAIN_STATE_CANCELLING":  6,
+		"DRAIN_STATE_DONE":        7,
+		"DRAIN_STATE_CANCELLED":   8,
+		"DRAIN_STATE_FAILED":      9,
+	}
+)
+
+func (x DrainState) Enum() *DrainState {
+	p := new(DrainState)
+	*p = x
+	return p
+}
+
+func (x DrainState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DrainState) Descriptor() protoreflect.EnumDescriptor {
+	return file_mics_control_v1_control_proto_enumTypes[3].Descriptor()
+}
+
+func (DrainState) Type() protoreflect.EnumType {
+	return &file_mics_control_v1_control_proto_enumTypes[3]
+}
+
+func (x DrainState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DrainState.Descriptor instead.
+func (DrainState) EnumDescriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{3}
+}
+
 type ChangeCanaryRequest_Change int32
 
 const (
@@ -194,11 +322,11 @@ func (x ChangeCanaryRequest_Change) String() string {
 }
 
 func (ChangeCanaryRequest_Change) Descriptor() protoreflect.EnumDescriptor {
-	return file_mics_control_v1_control_proto_enumTypes[2].Descriptor()
+	return file_mics_control_v1_control_proto_enumTypes[4].Descriptor()
 }
 
 func (ChangeCanaryRequest_Change) Type() protoreflect.EnumType {
-	return &file_mics_control_v1_control_proto_enumTypes[2]
+	return &file_mics_control_v1_control_proto_enumTypes[4]
 }
 
 func (x ChangeCanaryRequest_Change) Number() protoreflect.EnumNumber {
@@ -2479,6 +2607,1179 @@ func (x *RebalanceNode) GetStayed() uint64 {
 	return 0
 }
 
+type DrainRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// After it what is left is closed at once: 1 s to 24 h; 0: 5 minutes.
+	TimeoutMs uint64 `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// Sessions per second; 0: as fast as the others take them.
+	SessionsPerSecond float64 `protobuf:"fixed64,3,opt,name=sessions_per_second,json=sessionsPerSecond,proto3" json:"sessions_per_second,omitempty"`
+	// Also where the others have no room, or there are none.
+	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainRequest) Reset() {
+	*x = DrainRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainRequest) ProtoMessage() {}
+
+func (x *DrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
+func (*DrainRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *DrainRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *DrainRequest) GetTimeoutMs() uint64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *DrainRequest) GetSessionsPerSecond() float64 {
+	if x != nil {
+		return x.SessionsPerSecond
+	}
+	return 0
+}
+
+func (x *DrainRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type DrainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Drain         *DrainOperation        `protobuf:"bytes,1,opt,name=drain,proto3" json:"drain,omitempty"`
+	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainResponse) Reset() {
+	*x = DrainResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainResponse) ProtoMessage() {}
+
+func (x *DrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
+func (*DrainResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DrainResponse) GetDrain() *DrainOperation {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+func (x *DrainResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type UndrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainRequest) Reset() {
+	*x = UndrainRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainRequest) ProtoMessage() {}
+
+func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
+func (*UndrainRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *UndrainRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+type UndrainResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The operation that this cancelled; unset if there was none.
+	Drain         *DrainOperation `protobuf:"bytes,1,opt,name=drain,proto3" json:"drain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndrainResponse) Reset() {
+	*x = UndrainResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndrainResponse) ProtoMessage() {}
+
+func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndrainResponse.ProtoReflect.Descriptor instead.
+func (*UndrainResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *UndrainResponse) GetDrain() *DrainOperation {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+type ListDrainsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: of every node.
+	NodeId string `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// Of those that have ended, at most this many, newest first: up to 1,000; 0
+	// means 20.
+	Limit uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Only this one.
+	OperationId   string `protobuf:"bytes,3,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDrainsRequest) Reset() {
+	*x = ListDrainsRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDrainsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDrainsRequest) ProtoMessage() {}
+
+func (x *ListDrainsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDrainsRequest.ProtoReflect.Descriptor instead.
+func (*ListDrainsRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListDrainsRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *ListDrainsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListDrainsRequest) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+type ListDrainsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Under way first, in their order; then those that have ended, newest first.
+	Drains        []*DrainOperation `protobuf:"bytes,1,rep,name=drains,proto3" json:"drains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDrainsResponse) Reset() {
+	*x = ListDrainsResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDrainsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDrainsResponse) ProtoMessage() {}
+
+func (x *ListDrainsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDrainsResponse.ProtoReflect.Descriptor instead.
+func (*ListDrainsResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ListDrainsResponse) GetDrains() []*DrainOperation {
+	if x != nil {
+		return x.Drains
+	}
+	return nil
+}
+
+type WatchDrainsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: all.
+	OperationId   string `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchDrainsRequest) Reset() {
+	*x = WatchDrainsRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchDrainsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchDrainsRequest) ProtoMessage() {}
+
+func (x *WatchDrainsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchDrainsRequest.ProtoReflect.Descriptor instead.
+func (*WatchDrainsRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *WatchDrainsRequest) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+type WatchDrainsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Drains        []*DrainOperation      `protobuf:"bytes,1,rep,name=drains,proto3" json:"drains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchDrainsResponse) Reset() {
+	*x = WatchDrainsResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchDrainsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchDrainsResponse) ProtoMessage() {}
+
+func (x *WatchDrainsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchDrainsResponse.ProtoReflect.Descriptor instead.
+func (*WatchDrainsResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *WatchDrainsResponse) GetDrains() []*DrainOperation {
+	if x != nil {
+		return x.Drains
+	}
+	return nil
+}
+
+type ChangeDrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OperationId   string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	Change        DrainChange            `protobuf:"varint,2,opt,name=change,proto3,enum=mics.control.v1.DrainChange" json:"change,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeDrainRequest) Reset() {
+	*x = ChangeDrainRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeDrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeDrainRequest) ProtoMessage() {}
+
+func (x *ChangeDrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeDrainRequest.ProtoReflect.Descriptor instead.
+func (*ChangeDrainRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ChangeDrainRequest) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *ChangeDrainRequest) GetChange() DrainChange {
+	if x != nil {
+		return x.Change
+	}
+	return DrainChange_DRAIN_CHANGE_UNSPECIFIED
+}
+
+type ChangeDrainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Drain         *DrainOperation        `protobuf:"bytes,1,opt,name=drain,proto3" json:"drain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeDrainResponse) Reset() {
+	*x = ChangeDrainResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeDrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeDrainResponse) ProtoMessage() {}
+
+func (x *ChangeDrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeDrainResponse.ProtoReflect.Descriptor instead.
+func (*ChangeDrainResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ChangeDrainResponse) GetDrain() *DrainOperation {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+type RehearseDrainRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	NodeId string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// As in DrainRequest.
+	TimeoutMs         uint64  `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	SessionsPerSecond float64 `protobuf:"fixed64,3,opt,name=sessions_per_second,json=sessionsPerSecond,proto3" json:"sessions_per_second,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RehearseDrainRequest) Reset() {
+	*x = RehearseDrainRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RehearseDrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RehearseDrainRequest) ProtoMessage() {}
+
+func (x *RehearseDrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RehearseDrainRequest.ProtoReflect.Descriptor instead.
+func (*RehearseDrainRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *RehearseDrainRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RehearseDrainRequest) GetTimeoutMs() uint64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *RehearseDrainRequest) GetSessionsPerSecond() float64 {
+	if x != nil {
+		return x.SessionsPerSecond
+	}
+	return 0
+}
+
+type RehearseDrainResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Sessions   uint64                 `protobuf:"varint,1,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	SessionsV2 uint64                 `protobuf:"varint,2,opt,name=sessions_v2,json=sessionsV2,proto3" json:"sessions_v2,omitempty"`
+	// Expected length, and the pace that it is reckoned with.
+	DurationMs        uint64           `protobuf:"varint,3,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	SessionsPerSecond float64          `protobuf:"fixed64,4,opt,name=sessions_per_second,json=sessionsPerSecond,proto3" json:"sessions_per_second,omitempty"`
+	Nodes             []*RehearsedNode `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// Free places on all of them; room_known is false where a node has no limit
+	// that the control plane knows.
+	Room      uint64 `protobuf:"varint,6,opt,name=room,proto3" json:"room,omitempty"`
+	RoomKnown bool   `protobuf:"varint,7,opt,name=room_known,json=roomKnown,proto3" json:"room_known,omitempty"`
+	// Why a drain would be refused now; empty: it would not be.
+	Refusal string `protobuf:"bytes,8,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	// Drains that are under way or wait, before which it would not begin.
+	Ahead         uint32   `protobuf:"varint,9,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	Warnings      []string `protobuf:"bytes,10,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RehearseDrainResponse) Reset() {
+	*x = RehearseDrainResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RehearseDrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RehearseDrainResponse) ProtoMessage() {}
+
+func (x *RehearseDrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RehearseDrainResponse.ProtoReflect.Descriptor instead.
+func (*RehearseDrainResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *RehearseDrainResponse) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *RehearseDrainResponse) GetSessionsV2() uint64 {
+	if x != nil {
+		return x.SessionsV2
+	}
+	return 0
+}
+
+func (x *RehearseDrainResponse) GetDurationMs() uint64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
+func (x *RehearseDrainResponse) GetSessionsPerSecond() float64 {
+	if x != nil {
+		return x.SessionsPerSecond
+	}
+	return 0
+}
+
+func (x *RehearseDrainResponse) GetNodes() []*RehearsedNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *RehearseDrainResponse) GetRoom() uint64 {
+	if x != nil {
+		return x.Room
+	}
+	return 0
+}
+
+func (x *RehearseDrainResponse) GetRoomKnown() bool {
+	if x != nil {
+		return x.RoomKnown
+	}
+	return false
+}
+
+func (x *RehearseDrainResponse) GetRefusal() string {
+	if x != nil {
+		return x.Refusal
+	}
+	return ""
+}
+
+func (x *RehearseDrainResponse) GetAhead() uint32 {
+	if x != nil {
+		return x.Ahead
+	}
+	return 0
+}
+
+func (x *RehearseDrainResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+// RehearsedNode is a gateway that would take sessions.
+type RehearsedNode struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	NodeId   string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Sessions uint64                 `protobuf:"varint,2,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// 0: unknown.
+	SessionsMax uint64 `protobuf:"varint,3,opt,name=sessions_max,json=sessionsMax,proto3" json:"sessions_max,omitempty"`
+	// Share of the sessions, 0 to 1.
+	Share             float64 `protobuf:"fixed64,4,opt,name=share,proto3" json:"share,omitempty"`
+	ConnectsPerSecond float64 `protobuf:"fixed64,5,opt,name=connects_per_second,json=connectsPerSecond,proto3" json:"connects_per_second,omitempty"`
+	// Clients can be told to go there: it has a client_url.
+	Directed      bool `protobuf:"varint,6,opt,name=directed,proto3" json:"directed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RehearsedNode) Reset() {
+	*x = RehearsedNode{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RehearsedNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RehearsedNode) ProtoMessage() {}
+
+func (x *RehearsedNode) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RehearsedNode.ProtoReflect.Descriptor instead.
+func (*RehearsedNode) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *RehearsedNode) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RehearsedNode) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *RehearsedNode) GetSessionsMax() uint64 {
+	if x != nil {
+		return x.SessionsMax
+	}
+	return 0
+}
+
+func (x *RehearsedNode) GetShare() float64 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *RehearsedNode) GetConnectsPerSecond() float64 {
+	if x != nil {
+		return x.ConnectsPerSecond
+	}
+	return 0
+}
+
+func (x *RehearsedNode) GetDirected() bool {
+	if x != nil {
+		return x.Directed
+	}
+	return false
+}
+
+type DrainOperation struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	OperationId string                 `protobuf:"bytes,1,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`
+	NodeId      string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Incarnation uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	State       DrainState             `protobuf:"varint,4,opt,name=state,proto3,enum=mics.control.v1.DrainState" json:"state,omitempty"`
+	// Why it is in this state, for a person.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The gateway ends itself (SIGTERM) and asked for its turn.
+	Terminating bool   `protobuf:"varint,6,opt,name=terminating,proto3" json:"terminating,omitempty"`
+	Forced      bool   `protobuf:"varint,7,opt,name=forced,proto3" json:"forced,omitempty"`
+	TimeoutMs   uint64 `protobuf:"varint,8,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// What was asked for; 0: as fast as the others take them.
+	SessionsPerSecond float64 `protobuf:"fixed64,9,opt,name=sessions_per_second,json=sessionsPerSecond,proto3" json:"sessions_per_second,omitempty"`
+	// What the gateway is told now, and why.
+	Pace        float64 `protobuf:"fixed64,10,opt,name=pace,proto3" json:"pace,omitempty"`
+	PaceReason  string  `protobuf:"bytes,11,opt,name=pace_reason,json=paceReason,proto3" json:"pace_reason,omitempty"`
+	CreatedAtMs int64   `protobuf:"varint,12,opt,name=created_at_ms,json=createdAtMs,proto3" json:"created_at_ms,omitempty"`
+	StartedAtMs int64   `protobuf:"varint,13,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"`
+	EndedAtMs   int64   `protobuf:"varint,14,opt,name=ended_at_ms,json=endedAtMs,proto3" json:"ended_at_ms,omitempty"`
+	// What the gateway said last.
+	Progress *v1.DrainProgress `protobuf:"bytes,15,opt,name=progress,proto3" json:"progress,omitempty"`
+	Targets  []*v1.Target      `protobuf:"bytes,16,rep,name=targets,proto3" json:"targets,omitempty"`
+	// What has been counted so far; final in a final state.
+	Receipt  *DrainReceipt `protobuf:"bytes,17,opt,name=receipt,proto3" json:"receipt,omitempty"`
+	Warnings []string      `protobuf:"bytes,18,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// Who asked for it.
+	RequestedBy   string `protobuf:"bytes,19,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainOperation) Reset() {
+	*x = DrainOperation{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainOperation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainOperation) ProtoMessage() {}
+
+func (x *DrainOperation) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainOperation.ProtoReflect.Descriptor instead.
+func (*DrainOperation) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *DrainOperation) GetOperationId() string {
+	if x != nil {
+		return x.OperationId
+	}
+	return ""
+}
+
+func (x *DrainOperation) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *DrainOperation) GetIncarnation() uint64 {
+	if x != nil {
+		return x.Incarnation
+	}
+	return 0
+}
+
+func (x *DrainOperation) GetState() DrainState {
+	if x != nil {
+		return x.State
+	}
+	return DrainState_DRAIN_STATE_UNSPECIFIED
+}
+
+func (x *DrainOperation) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DrainOperation) GetTerminating() bool {
+	if x != nil {
+		return x.Terminating
+	}
+	return false
+}
+
+func (x *DrainOperation) GetForced() bool {
+	if x != nil {
+		return x.Forced
+	}
+	return false
+}
+
+func (x *DrainOperation) GetTimeoutMs() uint64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *DrainOperation) GetSessionsPerSecond() float64 {
+	if x != nil {
+		return x.SessionsPerSecond
+	}
+	return 0
+}
+
+func (x *DrainOperation) GetPace() float64 {
+	if x != nil {
+		return x.Pace
+	}
+	return 0
+}
+
+func (x *DrainOperation) GetPaceReason() string {
+	if x != nil {
+		return x.PaceReason
+	}
+	return ""
+}
+
+func (x *DrainOperation) GetCreatedAtMs() int64 {
+	if x != nil {
+		return x.CreatedAtMs
+	}
+	return 0
+}
+
+func (x *DrainOperation) GetStartedAtMs() int64 {
+	if x != nil {
+		return x.StartedAtMs
+	}
+	return 0
+}
+
+func (x *DrainOperation) GetEndedAtMs() int64 {
+	if x != nil {
+		return x.EndedAtMs
+	}
+	return 0
+}
+
+func (x *DrainOperation) GetProgress() *v1.DrainProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+func (x *DrainOperation) GetTargets() []*v1.Target {
+	if x != nil {
+		return x.Targets
+	}
+	return nil
+}
+
+func (x *DrainOperation) GetReceipt() *DrainReceipt {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
+func (x *DrainOperation) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *DrainOperation) GetRequestedBy() string {
+	if x != nil {
+		return x.RequestedBy
+	}
+	return ""
+}
+
+// DrainReceipt is what came of a drain.
+type DrainReceipt struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sessions uint64                 `protobuf:"varint,1,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// Went on elsewhere before their old connection ended.
+	Moved uint64 `protobuf:"varint,2,opt,name=moved,proto3" json:"moved,omitempty"`
+	// Resumed elsewhere after the loss of their connection.
+	Reconnected uint64 `protobuf:"varint,3,opt,name=reconnected,proto3" json:"reconnected,omitempty"`
+	// Told 4200, of these confirmed it; cut without an answer.
+	Closed uint64 `protobuf:"varint,4,opt,name=closed,proto3" json:"closed,omitempty"`
+	Echoed uint64 `protobuf:"varint,5,opt,name=echoed,proto3" json:"echoed,omitempty"`
+	GaveUp uint64 `protobuf:"varint,6,opt,name=gave_up,json=gaveUp,proto3" json:"gave_up,omitempty"`
+	// Without a connection when it began: handed back at once.
+	Suspended uint64 `protobuf:"varint,7,opt,name=suspended,proto3" json:"suspended,omitempty"`
+	// Of which nothing is known, because the gateway was gone before it could tell.
+	Unaccounted uint64 `protobuf:"varint,8,opt,name=unaccounted,proto3" json:"unaccounted,omitempty"`
+	// Connections that the other gateways took meanwhile, of whomever.
+	ConnectsElsewhere uint64 `protobuf:"varint,9,opt,name=connects_elsewhere,json=connectsElsewhere,proto3" json:"connects_elsewhere,omitempty"`
+	// Messages in flight that went back to the routers.
+	HandedOver uint64 `protobuf:"varint,10,opt,name=handed_over,json=handedOver,proto3" json:"handed_over,omitempty"`
+	// By the sequence audit of the gateways at which sessions arrived.
+	Lost               uint64 `protobuf:"varint,11,opt,name=lost,proto3" json:"lost,omitempty"`
+	RepeatedDeliveries uint64 `protobuf:"varint,12,opt,name=repeated_deliveries,json=repeatedDeliveries,proto3" json:"repeated_deliveries,omitempty"`
+	// Sessions that no router had taken back.
+	NotTakenBack uint64 `protobuf:"varint,13,opt,name=not_taken_back,json=notTakenBack,proto3" json:"not_taken_back,omitempty"`
+	// Time in which nothing could be delivered to a session that moved. p50 and p99
+	// are upper bounds of the buckets that they fall into.
+	GapP50Ms   float64 `protobuf:"fixed64,14,opt,name=gap_p50_ms,json=gapP50Ms,proto3" json:"gap_p50_ms,omitempty"`
+	GapP99Ms   float64 `protobuf:"fixed64,15,opt,name=gap_p99_ms,json=gapP99Ms,proto3" json:"gap_p99_ms,omitempty"`
+	GapMaxMs   float64 `protobuf:"fixed64,16,opt,name=gap_max_ms,json=gapMaxMs,proto3" json:"gap_max_ms,omitempty"`
+	Gaps       uint64  `protobuf:"varint,17,opt,name=gaps,proto3" json:"gaps,omitempty"`
+	DurationMs uint64  `protobuf:"varint,18,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	// Gateways whose count was not available to the end: lost and repeated may be
+	// more.
+	Incomplete    []string `protobuf:"bytes,19,rep,name=incomplete,proto3" json:"incomplete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainReceipt) Reset() {
+	*x = DrainReceipt{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainReceipt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainReceipt) ProtoMessage() {}
+
+func (x *DrainReceipt) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainReceipt.ProtoReflect.Descriptor instead.
+func (*DrainReceipt) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *DrainReceipt) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetMoved() uint64 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetReconnected() uint64 {
+	if x != nil {
+		return x.Reconnected
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetClosed() uint64 {
+	if x != nil {
+		return x.Closed
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetEchoed() uint64 {
+	if x != nil {
+		return x.Echoed
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetGaveUp() uint64 {
+	if x != nil {
+		return x.GaveUp
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetSuspended() uint64 {
+	if x != nil {
+		return x.Suspended
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetUnaccounted() uint64 {
+	if x != nil {
+		return x.Unaccounted
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetConnectsElsewhere() uint64 {
+	if x != nil {
+		return x.ConnectsElsewhere
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetHandedOver() uint64 {
+	if x != nil {
+		return x.HandedOver
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetRepeatedDeliveries() uint64 {
+	if x != nil {
+		return x.RepeatedDeliveries
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetNotTakenBack() uint64 {
+	if x != nil {
+		return x.NotTakenBack
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetGapP50Ms() float64 {
+	if x != nil {
+		return x.GapP50Ms
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetGapP99Ms() float64 {
+	if x != nil {
+		return x.GapP99Ms
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetGapMaxMs() float64 {
+	if x != nil {
+		return x.GapMaxMs
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetGaps() uint64 {
+	if x != nil {
+		return x.Gaps
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetDurationMs() uint64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
+func (x *DrainReceipt) GetIncomplete() []string {
+	if x != nil {
+		return x.Incomplete
+	}
+	return nil
+}
+
 var File_mics_control_v1_control_proto protoreflect.FileDescriptor
 
 const file_mics_control_v1_control_proto_rawDesc = "" +
@@ -2657,7 +3958,113 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\x05gives\x18\x04 \x01(\x04R\x05gives\x12\x12\n" +
 	"\x04gets\x18\x05 \x01(\x04R\x04gets\x12\x14\n" +
 	"\x05moved\x18\x06 \x01(\x04R\x05moved\x12\x16\n" +
-	"\x06stayed\x18\a \x01(\x04R\x06stayed*R\n" +
+	"\x06stayed\x18\a \x01(\x04R\x06stayed\"\x8c\x01\n" +
+	"\fDrainRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x02 \x01(\x04R\ttimeoutMs\x12.\n" +
+	"\x13sessions_per_second\x18\x03 \x01(\x01R\x11sessionsPerSecond\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"b\n" +
+	"\rDrainResponse\x125\n" +
+	"\x05drain\x18\x01 \x01(\v2\x1f.mics.control.v1.DrainOperationR\x05drain\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\")\n" +
+	"\x0eUndrainRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\"H\n" +
+	"\x0fUndrainResponse\x125\n" +
+	"\x05drain\x18\x01 \x01(\v2\x1f.mics.control.v1.DrainOperationR\x05drain\"e\n" +
+	"\x11ListDrainsRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x12!\n" +
+	"\foperation_id\x18\x03 \x01(\tR\voperationId\"M\n" +
+	"\x12ListDrainsResponse\x127\n" +
+	"\x06drains\x18\x01 \x03(\v2\x1f.mics.control.v1.DrainOperationR\x06drains\"7\n" +
+	"\x12WatchDrainsRequest\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\"N\n" +
+	"\x13WatchDrainsResponse\x127\n" +
+	"\x06drains\x18\x01 \x03(\v2\x1f.mics.control.v1.DrainOperationR\x06drains\"m\n" +
+	"\x12ChangeDrainRequest\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\x124\n" +
+	"\x06change\x18\x02 \x01(\x0e2\x1c.mics.control.v1.DrainChangeR\x06change\"L\n" +
+	"\x13ChangeDrainResponse\x125\n" +
+	"\x05drain\x18\x01 \x01(\v2\x1f.mics.control.v1.DrainOperationR\x05drain\"~\n" +
+	"\x14RehearseDrainRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x02 \x01(\x04R\ttimeoutMs\x12.\n" +
+	"\x13sessions_per_second\x18\x03 \x01(\x01R\x11sessionsPerSecond\"\xda\x02\n" +
+	"\x15RehearseDrainResponse\x12\x1a\n" +
+	"\bsessions\x18\x01 \x01(\x04R\bsessions\x12\x1f\n" +
+	"\vsessions_v2\x18\x02 \x01(\x04R\n" +
+	"sessionsV2\x12\x1f\n" +
+	"\vduration_ms\x18\x03 \x01(\x04R\n" +
+	"durationMs\x12.\n" +
+	"\x13sessions_per_second\x18\x04 \x01(\x01R\x11sessionsPerSecond\x124\n" +
+	"\x05nodes\x18\x05 \x03(\v2\x1e.mics.control.v1.RehearsedNodeR\x05nodes\x12\x12\n" +
+	"\x04room\x18\x06 \x01(\x04R\x04room\x12\x1d\n" +
+	"\n" +
+	"room_known\x18\a \x01(\bR\troomKnown\x12\x18\n" +
+	"\arefusal\x18\b \x01(\tR\arefusal\x12\x14\n" +
+	"\x05ahead\x18\t \x01(\rR\x05ahead\x12\x1a\n" +
+	"\bwarnings\x18\n" +
+	" \x03(\tR\bwarnings\"\xc9\x01\n" +
+	"\rRehearsedNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n" +
+	"\bsessions\x18\x02 \x01(\x04R\bsessions\x12!\n" +
+	"\fsessions_max\x18\x03 \x01(\x04R\vsessionsMax\x12\x14\n" +
+	"\x05share\x18\x04 \x01(\x01R\x05share\x12.\n" +
+	"\x13connects_per_second\x18\x05 \x01(\x01R\x11connectsPerSecond\x12\x1a\n" +
+	"\bdirected\x18\x06 \x01(\bR\bdirected\"\xc6\x05\n" +
+	"\x0eDrainOperation\x12!\n" +
+	"\foperation_id\x18\x01 \x01(\tR\voperationId\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12 \n" +
+	"\vincarnation\x18\x03 \x01(\x04R\vincarnation\x121\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1b.mics.control.v1.DrainStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12 \n" +
+	"\vterminating\x18\x06 \x01(\bR\vterminating\x12\x16\n" +
+	"\x06forced\x18\a \x01(\bR\x06forced\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\b \x01(\x04R\ttimeoutMs\x12.\n" +
+	"\x13sessions_per_second\x18\t \x01(\x01R\x11sessionsPerSecond\x12\x12\n" +
+	"\x04pace\x18\n" +
+	" \x01(\x01R\x04pace\x12\x1f\n" +
+	"\vpace_reason\x18\v \x01(\tR\n" +
+	"paceReason\x12\"\n" +
+	"\rcreated_at_ms\x18\f \x01(\x03R\vcreatedAtMs\x12\"\n" +
+	"\rstarted_at_ms\x18\r \x01(\x03R\vstartedAtMs\x12\x1e\n" +
+	"\vended_at_ms\x18\x0e \x01(\x03R\tendedAtMs\x12:\n" +
+	"\bprogress\x18\x0f \x01(\v2\x1e.mics.gateway.v1.DrainProgressR\bprogress\x121\n" +
+	"\atargets\x18\x10 \x03(\v2\x17.mics.gateway.v1.TargetR\atargets\x127\n" +
+	"\areceipt\x18\x11 \x01(\v2\x1d.mics.control.v1.DrainReceiptR\areceipt\x12\x1a\n" +
+	"\bwarnings\x18\x12 \x03(\tR\bwarnings\x12!\n" +
+	"\frequested_by\x18\x13 \x01(\tR\vrequestedBy\"\xd5\x04\n" +
+	"\fDrainReceipt\x12\x1a\n" +
+	"\bsessions\x18\x01 \x01(\x04R\bsessions\x12\x14\n" +
+	"\x05moved\x18\x02 \x01(\x04R\x05moved\x12 \n" +
+	"\vreconnected\x18\x03 \x01(\x04R\vreconnected\x12\x16\n" +
+	"\x06closed\x18\x04 \x01(\x04R\x06closed\x12\x16\n" +
+	"\x06echoed\x18\x05 \x01(\x04R\x06echoed\x12\x17\n" +
+	"\agave_up\x18\x06 \x01(\x04R\x06gaveUp\x12\x1c\n" +
+	"\tsuspended\x18\a \x01(\x04R\tsuspended\x12 \n" +
+	"\vunaccounted\x18\b \x01(\x04R\vunaccounted\x12-\n" +
+	"\x12connects_elsewhere\x18\t \x01(\x04R\x11connectsElsewhere\x12\x1f\n" +
+	"\vhanded_over\x18\n" +
+	" \x01(\x04R\n" +
+	"handedOver\x12\x12\n" +
+	"\x04lost\x18\v \x01(\x04R\x04lost\x12/\n" +
+	"\x13repeated_deliveries\x18\f \x01(\x04R\x12repeatedDeliveries\x12$\n" +
+	"\x0enot_taken_back\x18\r \x01(\x04R\fnotTakenBack\x12\x1c\n" +
+	"\n" +
+	"gap_p50_ms\x18\x0e \x01(\x01R\bgapP50Ms\x12\x1c\n" +
+	"\n" +
+	"gap_p99_ms\x18\x0f \x01(\x01R\bgapP99Ms\x12\x1c\n" +
+	"\n" +
+	"gap_max_ms\x18\x10 \x01(\x01R\bgapMaxMs\x12\x12\n" +
+	"\x04gaps\x18\x11 \x01(\x04R\x04gaps\x12\x1f\n" +
+	"\vduration_ms\x18\x12 \x01(\x04R\n" +
+	"durationMs\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\x13 \x03(\tR\n" +
+	"incomplete*R\n" +
 	"\bNodeKind\x12\x19\n" +
 	"\x15NODE_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11NODE_KIND_GATEWAY\x10\x01\x12\x14\n" +
@@ -2672,13 +4079,37 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\x16CANARY_PHASE_RETURNING\x10\x06\x12\x19\n" +
 	"\x15CANARY_PHASE_ABORTING\x10\a\x12\x19\n" +
 	"\x15CANARY_PHASE_PROMOTED\x10\b\x12\x18\n" +
-	"\x14CANARY_PHASE_ABORTED\x10\t2\x91\b\n" +
+	"\x14CANARY_PHASE_ABORTED\x10\t*u\n" +
+	"\vDrainChange\x12\x1c\n" +
+	"\x18DRAIN_CHANGE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12DRAIN_CHANGE_PAUSE\x10\x01\x12\x17\n" +
+	"\x13DRAIN_CHANGE_RESUME\x10\x02\x12\x17\n" +
+	"\x13DRAIN_CHANGE_CANCEL\x10\x03*\x8e\x02\n" +
+	"\n" +
+	"DrainState\x12\x1b\n" +
+	"\x17DRAIN_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13DRAIN_STATE_WAITING\x10\x01\x12\x18\n" +
+	"\x14DRAIN_STATE_CHECKING\x10\x02\x12\x18\n" +
+	"\x14DRAIN_STATE_DRAINING\x10\x03\x12\x16\n" +
+	"\x12DRAIN_STATE_PAUSED\x10\x04\x12\x19\n" +
+	"\x15DRAIN_STATE_VERIFYING\x10\x05\x12\x1a\n" +
+	"\x16DRAIN_STATE_CANCELLING\x10\x06\x12\x14\n" +
+	"\x10DRAIN_STATE_DONE\x10\a\x12\x19\n" +
+	"\x15DRAIN_STATE_CANCELLED\x10\b\x12\x16\n" +
+	"\x12DRAIN_STATE_FAILED\x10\t2\x94\f\n" +
 	"\x0eControlService\x12R\n" +
 	"\tListNodes\x12!.mics.control.v1.ListNodesRequest\x1a\".mics.control.v1.ListNodesResponse\x12W\n" +
 	"\n" +
 	"WatchNodes\x12\".mics.control.v1.WatchNodesRequest\x1a#.mics.control.v1.WatchNodesResponse0\x01\x12[\n" +
 	"\fListSessions\x12$.mics.control.v1.ListSessionsRequest\x1a%.mics.control.v1.ListSessionsResponse\x12C\n" +
-	"\x04Kick\x12\x1c.mics.control.v1.KickRequest\x1a\x1d.mics.control.v1.KickResponse\x12N\n" +
+	"\x04Kick\x12\x1c.mics.control.v1.KickRequest\x1a\x1d.mics.control.v1.KickResponse\x12F\n" +
+	"\x05Drain\x12\x1d.mics.control.v1.DrainRequest\x1a\x1e.mics.control.v1.DrainResponse\x12L\n" +
+	"\aUndrain\x12\x1f.mics.control.v1.UndrainRequest\x1a .mics.control.v1.UndrainResponse\x12U\n" +
+	"\n" +
+	"ListDrains\x12\".mics.control.v1.ListDrainsRequest\x1a#.mics.control.v1.ListDrainsResponse\x12Z\n" +
+	"\vWatchDrains\x12#.mics.control.v1.WatchDrainsRequest\x1a$.mics.control.v1.WatchDrainsResponse0\x01\x12X\n" +
+	"\vChangeDrain\x12#.mics.control.v1.ChangeDrainRequest\x1a$.mics.control.v1.ChangeDrainResponse\x12^\n" +
+	"\rRehearseDrain\x12%.mics.control.v1.RehearseDrainRequest\x1a&.mics.control.v1.RehearseDrainResponse\x12N\n" +
 	"\aListDLQ\x12\x1f.mics.control.v1.ListDLQRequest\x1a .mics.control.v1.ListDLQResponse0\x01\x12W\n" +
 	"\n" +
 	"RedriveDLQ\x12\".mics.control.v1.RedriveDLQRequest\x1a#.mics.control.v1.RedriveDLQResponse0\x01\x12X\n" +
@@ -2703,110 +4134,151 @@ func file_mics_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_mics_control_v1_control_proto_rawDescData
 }
 
-var file_mics_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_mics_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_mics_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_mics_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_mics_control_v1_control_proto_goTypes = []any{
 	(NodeKind)(0),                   // 0: mics.control.v1.NodeKind
 	(CanaryPhase)(0),                // 1: mics.control.v1.CanaryPhase
-	(ChangeCanaryRequest_Change)(0), // 2: mics.control.v1.ChangeCanaryRequest.Change
-	(*TerminateRequest)(nil),        // 3: mics.control.v1.TerminateRequest
-	(*TerminateResponse)(nil),       // 4: mics.control.v1.TerminateResponse
-	(*Node)(nil),                    // 5: mics.control.v1.Node
-	(*ListNodesRequest)(nil),        // 6: mics.control.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 7: mics.control.v1.ListNodesResponse
-	(*WatchNodesRequest)(nil),       // 8: mics.control.v1.WatchNodesRequest
-	(*WatchNodesResponse)(nil),      // 9: mics.control.v1.WatchNodesResponse
-	(*ListSessionsRequest)(nil),     // 10: mics.control.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),    // 11: mics.control.v1.ListSessionsResponse
-	(*Session)(nil),                 // 12: mics.control.v1.Session
-	(*KickRequest)(nil),             // 13: mics.control.v1.KickRequest
-	(*KickResponse)(nil),            // 14: mics.control.v1.KickResponse
-	(*ListDLQRequest)(nil),          // 15: mics.control.v1.ListDLQRequest
-	(*ListDLQResponse)(nil),         // 16: mics.control.v1.ListDLQResponse
-	(*RedriveDLQRequest)(nil),       // 17: mics.control.v1.RedriveDLQRequest
-	(*RedriveDLQResponse)(nil),      // 18: mics.control.v1.RedriveDLQResponse
-	(*VersionRequest)(nil),          // 19: mics.control.v1.VersionRequest
-	(*VersionResponse)(nil),         // 20: mics.control.v1.VersionResponse
-	(*CanarySpec)(nil),              // 21: mics.control.v1.CanarySpec
-	(*CanaryTrack)(nil),             // 22: mics.control.v1.CanaryTrack
-	(*CanarySignal)(nil),            // 23: mics.control.v1.CanarySignal
-	(*CanaryEvent)(nil),             // 24: mics.control.v1.CanaryEvent
-	(*Canary)(nil),                  // 25: mics.control.v1.Canary
-	(*StartCanaryRequest)(nil),      // 26: mics.control.v1.StartCanaryRequest
-	(*StartCanaryResponse)(nil),     // 27: mics.control.v1.StartCanaryResponse
-	(*GetCanaryRequest)(nil),        // 28: mics.control.v1.GetCanaryRequest
-	(*GetCanaryResponse)(nil),       // 29: mics.control.v1.GetCanaryResponse
-	(*WatchCanaryRequest)(nil),      // 30: mics.control.v1.WatchCanaryRequest
-	(*WatchCanaryResponse)(nil),     // 31: mics.control.v1.WatchCanaryResponse
-	(*ChangeCanaryRequest)(nil),     // 32: mics.control.v1.ChangeCanaryRequest
-	(*ChangeCanaryResponse)(nil),    // 33: mics.control.v1.ChangeCanaryResponse
-	(*RebalanceRequest)(nil),        // 34: mics.control.v1.RebalanceRequest
-	(*RebalanceResponse)(nil),       // 35: mics.control.v1.RebalanceResponse
-	(*RebalanceNode)(nil),           // 36: mics.control.v1.RebalanceNode
-	(*v1.Target)(nil),               // 37: mics.gateway.v1.Target
-	(v1.Phase)(0),                   // 38: mics.gateway.v1.Phase
-	(*v1.SessionInfo)(nil),          // 39: mics.gateway.v1.SessionInfo
-	(*v11.ListDLQRequest)(nil),      // 40: mics.router.v1.ListDLQRequest
-	(*v11.ListDLQResponse)(nil),     // 41: mics.router.v1.ListDLQResponse
-	(*v11.RedriveDLQRequest)(nil),   // 42: mics.router.v1.RedriveDLQRequest
-	(*v11.RedriveProgress)(nil),     // 43: mics.router.v1.RedriveProgress
+	(DrainChange)(0),                // 2: mics.control.v1.DrainChange
+	(DrainState)(0),                 // 3: mics.control.v1.DrainState
+	(ChangeCanaryRequest_Change)(0), // 4: mics.control.v1.ChangeCanaryRequest.Change
+	(*TerminateRequest)(nil),        // 5: mics.control.v1.TerminateRequest
+	(*TerminateResponse)(nil),       // 6: mics.control.v1.TerminateResponse
+	(*Node)(nil),                    // 7: mics.control.v1.Node
+	(*ListNodesRequest)(nil),        // 8: mics.control.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),       // 9: mics.control.v1.ListNodesResponse
+	(*WatchNodesRequest)(nil),       // 10: mics.control.v1.WatchNodesRequest
+	(*WatchNodesResponse)(nil),      // 11: mics.control.v1.WatchNodesResponse
+	(*ListSessionsRequest)(nil),     // 12: mics.control.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),    // 13: mics.control.v1.ListSessionsResponse
+	(*Session)(nil),                 // 14: mics.control.v1.Session
+	(*KickRequest)(nil),             // 15: mics.control.v1.KickRequest
+	(*KickResponse)(nil),            // 16: mics.control.v1.KickResponse
+	(*ListDLQRequest)(nil),          // 17: mics.control.v1.ListDLQRequest
+	(*ListDLQResponse)(nil),         // 18: mics.control.v1.ListDLQResponse
+	(*RedriveDLQRequest)(nil),       // 19: mics.control.v1.RedriveDLQRequest
+	(*RedriveDLQResponse)(nil),      // 20: mics.control.v1.RedriveDLQResponse
+	(*VersionRequest)(nil),          // 21: mics.control.v1.VersionRequest
+	(*VersionResponse)(nil),         // 22: mics.control.v1.VersionResponse
+	(*CanarySpec)(nil),              // 23: mics.control.v1.CanarySpec
+	(*CanaryTrack)(nil),             // 24: mics.control.v1.CanaryTrack
+	(*CanarySignal)(nil),            // 25: mics.control.v1.CanarySignal
+	(*CanaryEvent)(nil),             // 26: mics.control.v1.CanaryEvent
+	(*Canary)(nil),                  // 27: mics.control.v1.Canary
+	(*StartCanaryRequest)(nil),      // 28: mics.control.v1.StartCanaryRequest
+	(*StartCanaryResponse)(nil),     // 29: mics.control.v1.StartCanaryResponse
+	(*GetCanaryRequest)(nil),        // 30: mics.control.v1.GetCanaryRequest
+	(*GetCanaryResponse)(nil),       // 31: mics.control.v1.GetCanaryResponse
+	(*WatchCanaryRequest)(nil),      // 32: mics.control.v1.WatchCanaryRequest
+	(*WatchCanaryResponse)(nil),     // 33: mics.control.v1.WatchCanaryResponse
+	(*ChangeCanaryRequest)(nil),     // 34: mics.control.v1.ChangeCanaryRequest
+	(*ChangeCanaryResponse)(nil),    // 35: mics.control.v1.ChangeCanaryResponse
+	(*RebalanceRequest)(nil),        // 36: mics.control.v1.RebalanceRequest
+	(*RebalanceResponse)(nil),       // 37: mics.control.v1.RebalanceResponse
+	(*RebalanceNode)(nil),           // 38: mics.control.v1.RebalanceNode
+	(*DrainRequest)(nil),            // 39: mics.control.v1.DrainRequest
+	(*DrainResponse)(nil),           // 40: mics.control.v1.DrainResponse
+	(*UndrainRequest)(nil),          // 41: mics.control.v1.UndrainRequest
+	(*UndrainResponse)(nil),         // 42: mics.control.v1.UndrainResponse
+	(*ListDrainsRequest)(nil),       // 43: mics.control.v1.ListDrainsRequest
+	(*ListDrainsResponse)(nil),      // 44: mics.control.v1.ListDrainsResponse
+	(*WatchDrainsRequest)(nil),      // 45: mics.control.v1.WatchDrainsRequest
+	(*WatchDrainsResponse)(nil),     // 46: mics.control.v1.WatchDrainsResponse
+	(*ChangeDrainRequest)(nil),      // 47: mics.control.v1.ChangeDrainRequest
+	(*ChangeDrainResponse)(nil),     // 48: mics.control.v1.ChangeDrainResponse
+	(*RehearseDrainRequest)(nil),    // 49: mics.control.v1.RehearseDrainRequest
+	(*RehearseDrainResponse)(nil),   // 50: mics.control.v1.RehearseDrainResponse
+	(*RehearsedNode)(nil),           // 51: mics.control.v1.RehearsedNode
+	(*DrainOperation)(nil),          // 52: mics.control.v1.DrainOperation
+	(*DrainReceipt)(nil),            // 53: mics.control.v1.DrainReceipt
+	(*v1.Target)(nil),               // 54: mics.gateway.v1.Target
+	(v1.Phase)(0),                   // 55: mics.gateway.v1.Phase
+	(*v1.SessionInfo)(nil),          // 56: mics.gateway.v1.SessionInfo
+	(*v11.ListDLQRequest)(nil),      // 57: mics.router.v1.ListDLQRequest
+	(*v11.ListDLQResponse)(nil),     // 58: mics.router.v1.ListDLQResponse
+	(*v11.RedriveDLQRequest)(nil),   // 59: mics.router.v1.RedriveDLQRequest
+	(*v11.RedriveProgress)(nil),     // 60: mics.router.v1.RedriveProgress
+	(*v1.DrainProgress)(nil),        // 61: mics.gateway.v1.DrainProgress
 }
 var file_mics_control_v1_control_proto_depIdxs = []int32{
-	37, // 0: mics.control.v1.TerminateResponse.targets:type_name -> mics.gateway.v1.Target
+	54, // 0: mics.control.v1.TerminateResponse.targets:type_name -> mics.gateway.v1.Target
 	0,  // 1: mics.control.v1.Node.kind:type_name -> mics.control.v1.NodeKind
-	38, // 2: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
-	5,  // 3: mics.control.v1.ListNodesResponse.nodes:type_name -> mics.control.v1.Node
-	5,  // 4: mics.control.v1.WatchNodesResponse.nodes:type_name -> mics.control.v1.Node
-	12, // 5: mics.control.v1.ListSessionsResponse.sessions:type_name -> mics.control.v1.Session
-	39, // 6: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
-	40, // 7: mics.control.v1.ListDLQRequest.request:type_name -> mics.router.v1.ListDLQRequest
-	41, // 8: mics.control.v1.ListDLQResponse.response:type_name -> mics.router.v1.ListDLQResponse
-	42, // 9: mics.control.v1.RedriveDLQRequest.request:type_name -> mics.router.v1.RedriveDLQRequest
-	43, // 10: mics.control.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
-	21, // 11: mics.control.v1.Canary.spec:type_name -> mics.control.v1.CanarySpec
+	55, // 2: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
+	7,  // 3: mics.control.v1.ListNodesResponse.nodes:type_name -> mics.control.v1.Node
+	7,  // 4: mics.control.v1.WatchNodesResponse.nodes:type_name -> mics.control.v1.Node
+	14, // 5: mics.control.v1.ListSessionsResponse.sessions:type_name -> mics.control.v1.Session
+	56, // 6: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
+	57, // 7: mics.control.v1.ListDLQRequest.request:type_name -> mics.router.v1.ListDLQRequest
+	58, // 8: mics.control.v1.ListDLQResponse.response:type_name -> mics.router.v1.ListDLQResponse
+	59, // 9: mics.control.v1.RedriveDLQRequest.request:type_name -> mics.router.v1.RedriveDLQRequest
+	60, // 10: mics.control.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
+	23, // 11: mics.control.v1.Canary.spec:type_name -> mics.control.v1.CanarySpec
 	1,  // 12: mics.control.v1.Canary.phase:type_name -> mics.control.v1.CanaryPhase
-	22, // 13: mics.control.v1.Canary.stable:type_name -> mics.control.v1.CanaryTrack
-	22, // 14: mics.control.v1.Canary.canary:type_name -> mics.control.v1.CanaryTrack
-	23, // 15: mics.control.v1.Canary.signals:type_name -> mics.control.v1.CanarySignal
-	24, // 16: mics.control.v1.Canary.events:type_name -> mics.control.v1.CanaryEvent
-	21, // 17: mics.control.v1.StartCanaryRequest.spec:type_name -> mics.control.v1.CanarySpec
-	25, // 18: mics.control.v1.StartCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	25, // 19: mics.control.v1.GetCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	25, // 20: mics.control.v1.WatchCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	2,  // 21: mics.control.v1.ChangeCanaryRequest.change:type_name -> mics.control.v1.ChangeCanaryRequest.Change
-	25, // 22: mics.control.v1.ChangeCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	36, // 23: mics.control.v1.RebalanceResponse.nodes:type_name -> mics.control.v1.RebalanceNode
-	6,  // 24: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
-	8,  // 25: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
-	10, // 26: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
-	13, // 27: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
-	15, // 28: mics.control.v1.ControlService.ListDLQ:input_type -> mics.control.v1.ListDLQRequest
-	17, // 29: mics.control.v1.ControlService.RedriveDLQ:input_type -> mics.control.v1.RedriveDLQRequest
-	26, // 30: mics.control.v1.ControlService.StartCanary:input_type -> mics.control.v1.StartCanaryRequest
-	28, // 31: mics.control.v1.ControlService.GetCanary:input_type -> mics.control.v1.GetCanaryRequest
-	30, // 32: mics.control.v1.ControlService.WatchCanary:input_type -> mics.control.v1.WatchCanaryRequest
-	32, // 33: mics.control.v1.ControlService.ChangeCanary:input_type -> mics.control.v1.ChangeCanaryRequest
-	34, // 34: mics.control.v1.ControlService.Rebalance:input_type -> mics.control.v1.RebalanceRequest
-	19, // 35: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
-	3,  // 36: mics.control.v1.NodeService.Terminate:input_type -> mics.control.v1.TerminateRequest
-	7,  // 37: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
-	9,  // 38: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
-	11, // 39: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
-	14, // 40: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
-	16, // 41: mics.control.v1.ControlService.ListDLQ:output_type -> mics.control.v1.ListDLQResponse
-	18, // 42: mics.control.v1.ControlService.RedriveDLQ:output_type -> mics.control.v1.RedriveDLQResponse
-	27, // 43: mics.control.v1.ControlService.StartCanary:output_type -> mics.control.v1.StartCanaryResponse
-	29, // 44: mics.control.v1.ControlService.GetCanary:output_type -> mics.control.v1.GetCanaryResponse
-	31, // 45: mics.control.v1.ControlService.WatchCanary:output_type -> mics.control.v1.WatchCanaryResponse
-	33, // 46: mics.control.v1.ControlService.ChangeCanary:output_type -> mics.control.v1.ChangeCanaryResponse
-	35, // 47: mics.control.v1.ControlService.Rebalance:output_type -> mics.control.v1.RebalanceResponse
-	20, // 48: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
-	4,  // 49: mics.control.v1.NodeService.Terminate:output_type -> mics.control.v1.TerminateResponse
-	37, // [37:50] is the sub-list for method output_type
-	24, // [24:37] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	24, // 13: mics.control.v1.Canary.stable:type_name -> mics.control.v1.CanaryTrack
+	24, // 14: mics.control.v1.Canary.canary:type_name -> mics.control.v1.CanaryTrack
+	25, // 15: mics.control.v1.Canary.signals:type_name -> mics.control.v1.CanarySignal
+	26, // 16: mics.control.v1.Canary.events:type_name -> mics.control.v1.CanaryEvent
+	23, // 17: mics.control.v1.StartCanaryRequest.spec:type_name -> mics.control.v1.CanarySpec
+	27, // 18: mics.control.v1.StartCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	27, // 19: mics.control.v1.GetCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	27, // 20: mics.control.v1.WatchCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	4,  // 21: mics.control.v1.ChangeCanaryRequest.change:type_name -> mics.control.v1.ChangeCanaryRequest.Change
+	27, // 22: mics.control.v1.ChangeCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	38, // 23: mics.control.v1.RebalanceResponse.nodes:type_name -> mics.control.v1.RebalanceNode
+	52, // 24: mics.control.v1.DrainResponse.drain:type_name -> mics.control.v1.DrainOperation
+	52, // 25: mics.control.v1.UndrainResponse.drain:type_name -> mics.control.v1.DrainOperation
+	52, // 26: mics.control.v1.ListDrainsResponse.drains:type_name -> mics.control.v1.DrainOperation
+	52, // 27: mics.control.v1.WatchDrainsResponse.drains:type_name -> mics.control.v1.DrainOperation
+	2,  // 28: mics.control.v1.ChangeDrainRequest.change:type_name -> mics.control.v1.DrainChange
+	52, // 29: mics.control.v1.ChangeDrainResponse.drain:type_name -> mics.control.v1.DrainOperation
+	51, // 30: mics.control.v1.RehearseDrainResponse.nodes:type_name -> mics.control.v1.RehearsedNode
+	3,  // 31: mics.control.v1.DrainOperation.state:type_name -> mics.control.v1.DrainState
+	61, // 32: mics.control.v1.DrainOperation.progress:type_name -> mics.gateway.v1.DrainProgress
+	54, // 33: mics.control.v1.DrainOperation.targets:type_name -> mics.gateway.v1.Target
+	53, // 34: mics.control.v1.DrainOperation.receipt:type_name -> mics.control.v1.DrainReceipt
+	8,  // 35: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
+	10, // 36: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
+	12, // 37: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
+	15, // 38: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
+	39, // 39: mics.control.v1.ControlService.Drain:input_type -> mics.control.v1.DrainRequest
+	41, // 40: mics.control.v1.ControlService.Undrain:input_type -> mics.control.v1.UndrainRequest
+	43, // 41: mics.control.v1.ControlService.ListDrains:input_type -> mics.control.v1.ListDrainsRequest
+	45, // 42: mics.control.v1.ControlService.WatchDrains:input_type -> mics.control.v1.WatchDrainsRequest
+	47, // 43: mics.control.v1.ControlService.ChangeDrain:input_type -> mics.control.v1.ChangeDrainRequest
+	49, // 44: mics.control.v1.ControlService.RehearseDrain:input_type -> mics.control.v1.RehearseDrainRequest
+	17, // 45: mics.control.v1.ControlService.ListDLQ:input_type -> mics.control.v1.ListDLQRequest
+	19, // 46: mics.control.v1.ControlService.RedriveDLQ:input_type -> mics.control.v1.RedriveDLQRequest
+	28, // 47: mics.control.v1.ControlService.StartCanary:input_type -> mics.control.v1.StartCanaryRequest
+	30, // 48: mics.control.v1.ControlService.GetCanary:input_type -> mics.control.v1.GetCanaryRequest
+	32, // 49: mics.control.v1.ControlService.WatchCanary:input_type -> mics.control.v1.WatchCanaryRequest
+	34, // 50: mics.control.v1.ControlService.ChangeCanary:input_type -> mics.control.v1.ChangeCanaryRequest
+	36, // 51: mics.control.v1.ControlService.Rebalance:input_type -> mics.control.v1.RebalanceRequest
+	21, // 52: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
+	5,  // 53: mics.control.v1.NodeService.Terminate:input_type -> mics.control.v1.TerminateRequest
+	9,  // 54: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
+	11, // 55: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
+	13, // 56: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
+	16, // 57: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
+	40, // 58: mics.control.v1.ControlService.Drain:output_type -> mics.control.v1.DrainResponse
+	42, // 59: mics.control.v1.ControlService.Undrain:output_type -> mics.control.v1.UndrainResponse
+	44, // 60: mics.control.v1.ControlService.ListDrains:output_type -> mics.control.v1.ListDrainsResponse
+	46, // 61: mics.control.v1.ControlService.WatchDrains:output_type -> mics.control.v1.WatchDrainsResponse
+	48, // 62: mics.control.v1.ControlService.ChangeDrain:output_type -> mics.control.v1.ChangeDrainResponse
+	50, // 63: mics.control.v1.ControlService.RehearseDrain:output_type -> mics.control.v1.RehearseDrainResponse
+	18, // 64: mics.control.v1.ControlService.ListDLQ:output_type -> mics.control.v1.ListDLQResponse
+	20, // 65: mics.control.v1.ControlService.RedriveDLQ:output_type -> mics.control.v1.RedriveDLQResponse
+	29, // 66: mics.control.v1.ControlService.StartCanary:output_type -> mics.control.v1.StartCanaryResponse
+	31, // 67: mics.control.v1.ControlService.GetCanary:output_type -> mics.control.v1.GetCanaryResponse
+	33, // 68: mics.control.v1.ControlService.WatchCanary:output_type -> mics.control.v1.WatchCanaryResponse
+	35, // 69: mics.control.v1.ControlService.ChangeCanary:output_type -> mics.control.v1.ChangeCanaryResponse
+	37, // 70: mics.control.v1.ControlService.Rebalance:output_type -> mics.control.v1.RebalanceResponse
+	22, // 71: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
+	6,  // 72: mics.control.v1.NodeService.Terminate:output_type -> mics.control.v1.TerminateResponse
+	54, // [54:73] is the sub-list for method output_type
+	35, // [35:54] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_mics_control_v1_control_proto_init() }
@@ -2819,8 +4291,8 @@ func file_mics_control_v1_control_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_control_v1_control_proto_rawDesc), len(file_mics_control_v1_control_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   34,
+			NumEnums:      5,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

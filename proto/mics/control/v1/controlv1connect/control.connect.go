@@ -48,6 +48,22 @@ const (
 	ControlServiceListSessionsProcedure = "/mics.control.v1.ControlService/ListSessions"
 	// ControlServiceKickProcedure is the fully-qualified name of the ControlService's Kick RPC.
 	ControlServiceKickProcedure = "/mics.control.v1.ControlService/Kick"
+	// ControlServiceDrainProcedure is the fully-qualified name of the ControlService's Drain RPC.
+	ControlServiceDrainProcedure = "/mics.control.v1.ControlService/Drain"
+	// ControlServiceUndrainProcedure is the fully-qualified name of the ControlService's Undrain RPC.
+	ControlServiceUndrainProcedure = "/mics.control.v1.ControlService/Undrain"
+	// ControlServiceListDrainsProcedure is the fully-qualified name of the ControlService's ListDrains
+	// RPC.
+	ControlServiceListDrainsProcedure = "/mics.control.v1.ControlService/ListDrains"
+	// ControlServiceWatchDrainsProcedure is the fully-qualified name of the ControlService's
+	// WatchDrains RPC.
+	ControlServiceWatchDrainsProcedure = "/mics.control.v1.ControlService/WatchDrains"
+	// ControlServiceChangeDrainProcedure is the fully-qualified name of the ControlService's
+	// ChangeDrain RPC.
+	ControlServiceChangeDrainProcedure = "/mics.control.v1.ControlService/ChangeDrain"
+	// ControlServiceRehearseDrainProcedure is the fully-qualified name of the ControlService's
+	// RehearseDrain RPC.
+	ControlServiceRehearseDrainProcedure = "/mics.control.v1.ControlService/RehearseDrain"
 	// ControlServiceListDLQProcedure is the fully-qualified name of the ControlService's ListDLQ RPC.
 	ControlServiceListDLQProcedure = "/mics.control.v1.ControlService/ListDLQ"
 	// ControlServiceRedriveDLQProcedure is the fully-qualified name of the ControlService's RedriveDLQ
@@ -81,6 +97,21 @@ type ControlServiceClient interface {
 	WatchNodes(context.Context, *connect.Request[v1.WatchNodesRequest]) (*connect.ServerStreamForClient[v1.WatchNodesResponse], error)
 	ListSessions(context.Context, *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error)
 	Kick(context.Context, *connect.Request[v1.KickRequest]) (*connect.Response[v1.KickResponse], error)
+	// Drain empties a gateway: its sessions move to others while it refuses new
+	// ones. It returns as soon as the operation is durable; WatchDrains tells how it
+	// goes. NOT_FOUND: no such gateway; FAILED_PRECONDITION: it is drained already,
+	// or what stays has not the room, with the numbers.
+	Drain(context.Context, *connect.Request[v1.DrainRequest]) (*connect.Response[v1.DrainResponse], error)
+	// Undrain ends a gateway's drain, whatever began it, and has it serve again.
+	Undrain(context.Context, *connect.Request[v1.UndrainRequest]) (*connect.Response[v1.UndrainResponse], error)
+	ListDrains(context.Context, *connect.Request[v1.ListDrainsRequest]) (*connect.Response[v1.ListDrainsResponse], error)
+	// WatchDrains sends the operations that are under way at once and whenever one
+	// has changed, and each once more when it has ended. Watching one operation, it
+	// ends with it.
+	WatchDrains(context.Context, *connect.Request[v1.WatchDrainsRequest]) (*connect.ServerStreamForClient[v1.WatchDrainsResponse], error)
+	ChangeDrain(context.Context, *connect.Request[v1.ChangeDrainRequest]) (*connect.Response[v1.ChangeDrainResponse], error)
+	// RehearseDrain tells what a drain would do, and does nothing.
+	RehearseDrain(context.Context, *connect.Request[v1.RehearseDrainRequest]) (*connect.Response[v1.RehearseDrainResponse], error)
 	// ListDLQ and RedriveDLQ are any router's RPCs of the same names.
 	ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest]) (*connect.ServerStreamForClient[v1.ListDLQResponse], error)
 	RedriveDLQ(context.Context, *connect.Request[v1.RedriveDLQRequest]) (*connect.ServerStreamForClient[v1.RedriveDLQResponse], error)
@@ -138,6 +169,42 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("Kick")),
 			connect.WithClientOptions(opts...),
 		),
+		drain: connect.NewClient[v1.DrainRequest, v1.DrainResponse](
+			httpClient,
+			baseURL+ControlServiceDrainProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Drain")),
+			connect.WithClientOptions(opts...),
+		),
+		undrain: connect.NewClient[v1.UndrainRequest, v1.UndrainResponse](
+			httpClient,
+			baseURL+ControlServiceUndrainProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("Undrain")),
+			connect.WithClientOptions(opts...),
+		),
+		listDrains: connect.NewClient[v1.ListDrainsRequest, v1.ListDrainsResponse](
+			httpClient,
+			baseURL+ControlServiceListDrainsProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListDrains")),
+			connect.WithClientOptions(opts...),
+		),
+		watchDrains: connect.NewClient[v1.WatchDrainsRequest, v1.WatchDrainsResponse](
+			httpClient,
+			baseURL+ControlServiceWatchDrainsProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("WatchDrains")),
+			connect.WithClientOptions(opts...),
+		),
+		changeDrain: connect.NewClient[v1.ChangeDrainRequest, v1.ChangeDrainResponse](
+			httpClient,
+			baseURL+ControlServiceChangeDrainProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ChangeDrain")),
+			connect.WithClientOptions(opts...),
+		),
+		rehearseDrain: connect.NewClient[v1.RehearseDrainRequest, v1.RehearseDrainResponse](
+			httpClient,
+			baseURL+ControlServiceRehearseDrainProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("RehearseDrain")),
+			connect.WithClientOptions(opts...),
+		),
 		listDLQ: connect.NewClient[v1.ListDLQRequest, v1.ListDLQResponse](
 			httpClient,
 			baseURL+ControlServiceListDLQProcedure,
@@ -191,18 +258,24 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 
 // controlServiceClient implements ControlServiceClient.
 type controlServiceClient struct {
-	listNodes    *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
-	watchNodes   *connect.Client[v1.WatchNodesRequest, v1.WatchNodesResponse]
-	listSessions *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
-	kick         *connect.Client[v1.KickRequest, v1.KickResponse]
-	listDLQ      *connect.Client[v1.ListDLQRequest, v1.ListDLQResponse]
-	redriveDLQ   *connect.Client[v1.RedriveDLQRequest, v1.RedriveDLQResponse]
-	startCanary  *connect.Client[v1.StartCanaryRequest, v1.StartCanaryResponse]
-	getCanary    *connect.Client[v1.GetCanaryRequest, v1.GetCanaryResponse]
-	watchCanary  *connect.Client[v1.WatchCanaryRequest, v1.WatchCanaryResponse]
-	changeCanary *connect.Client[v1.ChangeCanaryRequest, v1.ChangeCanaryResponse]
-	rebalance    *connect.Client[v1.RebalanceRequest, v1.RebalanceResponse]
-	version      *connect.Client[v1.VersionRequest, v1.VersionResponse]
+	listNodes     *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	watchNodes    *connect.Client[v1.WatchNodesRequest, v1.WatchNodesResponse]
+	listSessions  *connect.Client[v1.ListSessionsRequest, v1.ListSessionsResponse]
+	kick          *connect.Client[v1.KickRequest, v1.KickResponse]
+	drain         *connect.Client[v1.DrainRequest, v1.DrainResponse]
+	undrain       *connect.Client[v1.UndrainRequest, v1.UndrainResponse]
+	listDrains    *connect.Client[v1.ListDrainsRequest, v1.ListDrainsResponse]
+	watchDrains   *connect.Client[v1.WatchDrainsRequest, v1.WatchDrainsResponse]
+	changeDrain   *connect.Client[v1.ChangeDrainRequest, v1.ChangeDrainResponse]
+	rehearseDrain *connect.Client[v1.RehearseDrainRequest, v1.RehearseDrainResponse]
+	listDLQ       *connect.Client[v1.ListDLQRequest, v1.ListDLQResponse]
+	redriveDLQ    *connect.Client[v1.RedriveDLQRequest, v1.RedriveDLQResponse]
+	startCanary   *connect.Client[v1.StartCanaryRequest, v1.StartCanaryResponse]
+	getCanary     *connect.Client[v1.GetCanaryRequest, v1.GetCanaryResponse]
+	watchCanary   *connect.Client[v1.WatchCanaryRequest, v1.WatchCanaryResponse]
+	changeCanary  *connect.Client[v1.ChangeCanaryRequest, v1.ChangeCanaryResponse]
+	rebalance     *connect.Client[v1.RebalanceRequest, v1.RebalanceResponse]
+	version       *connect.Client[v1.VersionRequest, v1.VersionResponse]
 }
 
 // ListNodes calls mics.control.v1.ControlService.ListNodes.
@@ -223,6 +296,36 @@ func (c *controlServiceClient) ListSessions(ctx context.Context, req *connect.Re
 // Kick calls mics.control.v1.ControlService.Kick.
 func (c *controlServiceClient) Kick(ctx context.Context, req *connect.Request[v1.KickRequest]) (*connect.Response[v1.KickResponse], error) {
 	return c.kick.CallUnary(ctx, req)
+}
+
+// Drain calls mics.control.v1.ControlService.Drain.
+func (c *controlServiceClient) Drain(ctx context.Context, req *connect.Request[v1.DrainRequest]) (*connect.Response[v1.DrainResponse], error) {
+	return c.drain.CallUnary(ctx, req)
+}
+
+// Undrain calls mics.control.v1.ControlService.Undrain.
+func (c *controlServiceClient) Undrain(ctx context.Context, req *connect.Request[v1.UndrainRequest]) (*connect.Response[v1.UndrainResponse], error) {
+	return c.undrain.CallUnary(ctx, req)
+}
+
+// ListDrains calls mics.control.v1.ControlService.ListDrains.
+func (c *controlServiceClient) ListDrains(ctx context.Context, req *connect.Request[v1.ListDrainsRequest]) (*connect.Response[v1.ListDrainsResponse], error) {
+	return c.listDrains.CallUnary(ctx, req)
+}
+
+// WatchDrains calls mics.control.v1.ControlService.WatchDrains.
+func (c *controlServiceClient) WatchDrains(ctx context.Context, req *connect.Request[v1.WatchDrainsRequest]) (*connect.ServerStreamForClient[v1.WatchDrainsResponse], error) {
+	return c.watchDrains.CallServerStream(ctx, req)
+}
+
+// ChangeDrain calls mics.control.v1.ControlService.ChangeDrain.
+func (c *controlServiceClient) ChangeDrain(ctx context.Context, req *connect.Request[v1.ChangeDrainRequest]) (*connect.Response[v1.ChangeDrainResponse], error) {
+	return c.changeDrain.CallUnary(ctx, req)
+}
+
+// RehearseDrain calls mics.control.v1.ControlService.RehearseDrain.
+func (c *controlServiceClient) RehearseDrain(ctx context.Context, req *connect.Request[v1.RehearseDrainRequest]) (*connect.Response[v1.RehearseDrainResponse], error) {
+	return c.rehearseDrain.CallUnary(ctx, req)
 }
 
 // ListDLQ calls mics.control.v1.ControlService.ListDLQ.
@@ -272,6 +375,21 @@ type ControlServiceHandler interface {
 	WatchNodes(context.Context, *connect.Request[v1.WatchNodesRequest], *connect.ServerStream[v1.WatchNodesResponse]) error
 	ListSessions(context.Context, *connect.Request[v1.ListSessionsRequest]) (*connect.Response[v1.ListSessionsResponse], error)
 	Kick(context.Context, *connect.Request[v1.KickRequest]) (*connect.Response[v1.KickResponse], error)
+	// Drain empties a gateway: its sessions move to others while it refuses new
+	// ones. It returns as soon as the operation is durable; WatchDrains tells how it
+	// goes. NOT_FOUND: no such gateway; FAILED_PRECONDITION: it is drained already,
+	// or what stays has not the room, with the numbers.
+	Drain(context.Context, *connect.Request[v1.DrainRequest]) (*connect.Response[v1.DrainResponse], error)
+	// Undrain ends a gateway's drain, whatever began it, and has it serve again.
+	Undrain(context.Context, *connect.Request[v1.UndrainRequest]) (*connect.Response[v1.UndrainResponse], error)
+	ListDrains(context.Context, *connect.Request[v1.ListDrainsRequest]) (*connect.Response[v1.ListDrainsResponse], error)
+	// WatchDrains sends the operations that are under way at once and whenever one
+	// has changed, and each once more when it has ended. Watching one operation, it
+	// ends with it.
+	WatchDrains(context.Context, *connect.Request[v1.WatchDrainsRequest], *connect.ServerStream[v1.WatchDrainsResponse]) error
+	ChangeDrain(context.Context, *connect.Request[v1.ChangeDrainRequest]) (*connect.Response[v1.ChangeDrainResponse], error)
+	// RehearseDrain tells what a drain would do, and does nothing.
+	RehearseDrain(context.Context, *connect.Request[v1.RehearseDrainRequest]) (*connect.Response[v1.RehearseDrainResponse], error)
 	// ListDLQ and RedriveDLQ are any router's RPCs of the same names.
 	ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest], *connect.ServerStream[v1.ListDLQResponse]) error
 	RedriveDLQ(context.Context, *connect.Request[v1.RedriveDLQRequest], *connect.ServerStream[v1.RedriveDLQResponse]) error
@@ -323,6 +441,42 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		ControlServiceKickProcedure,
 		svc.Kick,
 		connect.WithSchema(controlServiceMethods.ByName("Kick")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceDrainHandler := connect.NewUnaryHandler(
+		ControlServiceDrainProcedure,
+		svc.Drain,
+		connect.WithSchema(controlServiceMethods.ByName("Drain")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceUndrainHandler := connect.NewUnaryHandler(
+		ControlServiceUndrainProcedure,
+		svc.Undrain,
+		connect.WithSchema(controlServiceMethods.ByName("Undrain")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceListDrainsHandler := connect.NewUnaryHandler(
+		ControlServiceListDrainsProcedure,
+		svc.ListDrains,
+		connect.WithSchema(controlServiceMethods.ByName("ListDrains")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceWatchDrainsHandler := connect.NewServerStreamHandler(
+		ControlServiceWatchDrainsProcedure,
+		svc.WatchDrains,
+		connect.WithSchema(controlServiceMethods.ByName("WatchDrains")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceChangeDrainHandler := connect.NewUnaryHandler(
+		ControlServiceChangeDrainProcedure,
+		svc.ChangeDrain,
+		connect.WithSchema(controlServiceMethods.ByName("ChangeDrain")),
+		connect.WithHandlerOptions(opts...),
+	)
+	controlServiceRehearseDrainHandler := connect.NewUnaryHandler(
+		ControlServiceRehearseDrainProcedure,
+		svc.RehearseDrain,
+		connect.WithSchema(controlServiceMethods.ByName("RehearseDrain")),
 		connect.WithHandlerOptions(opts...),
 	)
 	controlServiceListDLQHandler := connect.NewServerStreamHandler(
@@ -383,6 +537,18 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceListSessionsHandler.ServeHTTP(w, r)
 		case ControlServiceKickProcedure:
 			controlServiceKickHandler.ServeHTTP(w, r)
+		case ControlServiceDrainProcedure:
+			controlServiceDrainHandler.ServeHTTP(w, r)
+		case ControlServiceUndrainProcedure:
+			controlServiceUndrainHandler.ServeHTTP(w, r)
+		case ControlServiceListDrainsProcedure:
+			controlServiceListDrainsHandler.ServeHTTP(w, r)
+		case ControlServiceWatchDrainsProcedure:
+			controlServiceWatchDrainsHandler.ServeHTTP(w, r)
+		case ControlServiceChangeDrainProcedure:
+			controlServiceChangeDrainHandler.ServeHTTP(w, r)
+		case ControlServiceRehearseDrainProcedure:
+			controlServiceRehearseDrainHandler.ServeHTTP(w, r)
 		case ControlServiceListDLQProcedure:
 			controlServiceListDLQHandler.ServeHTTP(w, r)
 		case ControlServiceRedriveDLQProcedure:
@@ -422,6 +588,30 @@ func (UnimplementedControlServiceHandler) ListSessions(context.Context, *connect
 
 func (UnimplementedControlServiceHandler) Kick(context.Context, *connect.Request[v1.KickRequest]) (*connect.Response[v1.KickResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.Kick is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Drain(context.Context, *connect.Request[v1.DrainRequest]) (*connect.Response[v1.DrainResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.Drain is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) Undrain(context.Context, *connect.Request[v1.UndrainRequest]) (*connect.Response[v1.UndrainResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.Undrain is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListDrains(context.Context, *connect.Request[v1.ListDrainsRequest]) (*connect.Response[v1.ListDrainsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.ListDrains is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) WatchDrains(context.Context, *connect.Request[v1.WatchDrainsRequest], *connect.ServerStream[v1.WatchDrainsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.WatchDrains is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ChangeDrain(context.Context, *connect.Request[v1.ChangeDrainRequest]) (*connect.Response[v1.ChangeDrainResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.ChangeDrain is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) RehearseDrain(context.Context, *connect.Request[v1.RehearseDrainRequest]) (*connect.Response[v1.RehearseDrainResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.RehearseDrain is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) ListDLQ(context.Context, *connect.Request[v1.ListDLQRequest], *connect.ServerStream[v1.ListDLQResponse]) error {
