@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -86,6 +87,19 @@ func (c Config) For(steps int, bake time.Duration) Config {
 		c.Interval = min(max(bake/10, 2*time.Second), 30*time.Second)
 	}
 	c.Horizon = max(10, steps*int((bake+c.Interval-1)/c.Interval))
+	return c
+}
+
+// WhileMoving leaves out what moving sessions changes by itself: those that arrive
+// are all on one track.
+func (c Config) WhileMoving() Config {
+	signals := maps.Clone(c.Signals)
+	for _, s := range []Signal{AcceptLatency, SlowAccepts, ResumeFailures, Memory} {
+		l := signals[s]
+		l.Off = true
+		signals[s] = l
+	}
+	c.Signals = signals
 	return c
 }
 

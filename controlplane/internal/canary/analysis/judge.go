@@ -1,6 +1,9 @@
 package analysis
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // Outcome is what a look says.
 type Outcome string
@@ -205,4 +208,36 @@ func (j *judge) crashes(l Limit) Finding {
 		f.Why = fmt.Sprintf("%d gateways of canary ended without a drain, %d of stable", b, a)
 	}
 	return f
+}
+
+// Points are the values of both tracks in one interval, stable first, NaN where
+// there was nothing.
+func Points(c Config, s Sample) map[Signal][2]float64 {
+	out := map[Signal][2]float64{}
+	value := func(n uint64, v float64) float64 {
+		if n == 0 {
+			return math.NaN()
+		}
+		return v
+	}
+	for _, o := range order {
+		l, ok := c.Signals[o.signal]
+		if !ok || l.Off {
+			continue
+		}
+		switch {
+		case o.signal == Memory:
+			_, a, b := c.overMemory(s)
+			out[o.signal] = [2]float64{value(s.Stable.Sessions, a), value(s.Canary.Sessions, b)}
+		case o.signal == Crashes:
+			out[o.signal] = [2]float64{float64(s.Stable.Crashes), float64(s.Canary.Crashes)}
+		case o.kind == RateKind:
+			a, b := s.Stable.rate(o.signal, l), s.Canary.rate(o.signal, l)
+			out[o.signal] = [2]float64{value(a.Total, a.value()), value(b.Total, b.value())}
+		default:
+			a, b := s.Stable.Latencies[o.signal], s.Canary.Latencies[o.signal]
+			out[o.signal] = [2]float64{value(a.total(), a.quantile(0.5)), value(b.total(), b.quantile(0.5))}
+		}
+	}
+	return out
 }
