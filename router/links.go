@@ -36,7 +36,7 @@ func (r *Router) dial(ctx context.Context, to route.Node) dispatch.Stream {
 func (r *Router) openEvents() error {
 	p, err := event.New(event.Options{
 		Config: r.cfg.events, MaxMessageBytes: r.cfg.messages.MaxMessageBytes,
-		Node: fmt.Sprintf("%s@%d", r.self.ID, r.self.Incarnation), Secret: r.secret, Telemetry: r.tel,
+		Node: fmt.Sprintf("%s@%d", r.self.ID, r.self.Incarnation), Secret: r.secret, Telemetry: r.tel, Locks: r.store,
 	})
 	if err != nil {
 		return fmt.Errorf("%w: %w", config.ErrInvalid, err)

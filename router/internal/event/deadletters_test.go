@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/mics-im/mics/router/internal/memstore"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -150,6 +152,99 @@ func TestARedriveThatIsGivenUpGoesOnWhereItWas(t *testing.T) {
 		}
 		if got := len(f.topic(t, Topic(tenant))); got != 600 || last.Total == 600 {
 			t.Errorf("%d records, %d of them at the second time", got, last.Total)
+		}
+	})
+}
+
+func TestTwoRedrivesAreOneThroughAnyRouters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		locks := memstore.New()
+		shared := func(o *Options) { o.Locks = locks }
+		w, other := f.world(t, shared), f.world(t, shared)
+		withLetters(t, f, w, 300)
+		hanging := f.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: Topic(tenant), Count: -1, Err: kerr.NotEnoughReplicas})
+		first := make(chan error)
+		var sent Redriven
+		go func() {
+			first <- w.Redrive(t.Context(), tenant, LetterFilter{}, false, func(r Redriven) error { sent = r; return nil })
+		}()
+		time.Sleep(100 * time.Millisecond) // it has begun, and the topic takes nothing yet
+		for _, again := range []*world{w, other} {
+			if err := again.Redrive(t.Context(), tenant, LetterFilter{}, false, nil); !errors.Is(err, ErrRedriving) {
+				t.Errorf("at the same time: %v", err)
+			}
+		}
+		var dry Redriven
+		if err := other.Redrive(t.Context(), tenant, LetterFilter{}, true, func(r Redriven) error { dry = r; return nil }); err != nil || dry.Total != 300 {
+			t.Errorf("a dry one waits for nobody: %+v, %v", dry, err)
+		}
+		hanging.Remove()
+		if err := <-first; err != nil {
+			t.Error(err)
+		}
+		var rest Redriven
+		if err := other.Redrive(t.Context(), tenant, LetterFilter{}, false, func(r Redriven) error { rest = r; return nil }); err != nil {
+			t.Error(err)
+		}
+		// What had used up its attempts became a dead letter again.
+		if got := len(f.topic(t, Topic(tenant))); got != 300 || sent.Sent+rest.Sent != 300 || rest.Sent != sent.Dead {
+			t.Errorf("%d records; %+v, then %+v", got, sent, rest)
+		}
+	})
+}
+
+// faultyLocks are locks whose keeper may be away.
+type faultyLocks struct {
+	Locks
+	away atomic.Bool
+}
+
+func (l *faultyLocks) Lock(ctx context.Context, name, owner string, ttl time.Duration) (bool, error) {
+	if l.away.Load() {
+		return false, errors.New("away")
+	}
+	return l.Locks.Lock(ctx, name, owner, ttl)
+}
+
+func TestARedriveWithoutItsLockEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		locks := &faultyLocks{Locks: memstore.New()}
+		w, other := f.world(t, func(o *Options) { o.Locks = locks }), f.world(t, func(o *Options) { o.Locks = locks.Locks })
+		withLetters(t, f, w, 1000)
+		hanging := f.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Count: -1, Err: kerr.NotEnoughReplicas})
+		locks.away.Store(true)
+		if err := w.Redrive(t.Context(), tenant, LetterFilter{}, false, nil); !errors.Is(err, ErrNoLock) {
+			t.Errorf("without a lock: %v", err)
+		}
+		locks.away.Store(false)
+		ended := make(chan error)
+		var sent Redriven
+		go func() {
+			ended <- w.Redrive(t.Context(), tenant, LetterFilter{}, false, func(r Redriven) error { sent = r; return nil })
+		}()
+		time.Sleep(time.Second)
+		locks.away.Store(true)
+		time.Sleep(redriveLease)
+		// The next one may begin, and the first one begins nothing more.
+		if ok, err := locks.Locks.Lock(t.Context(), "redrive/"+tenant, "next", redriveLease); !ok || err != nil {
+			t.Errorf("the lock is still held: %v", err)
+		}
+		hanging.Remove()
+		if err := <-ended; !errors.Is(err, ErrLeaseLost) {
+			t.Errorf("it ended with %v", err)
+		}
+		if sent.Read != redriveWindow {
+			t.Errorf("it went on without its lock: %+v", sent)
+		}
+		_ = locks.Unlock(t.Context(), "redrive/"+tenant, "next")
+		if err := other.Redrive(t.Context(), tenant, LetterFilter{}, false, func(r Redriven) error { sent = r; return nil }); err != nil {
+			t.Error(err)
+		}
+		// It goes on from what was remembered last: nothing is missing.
+		if got := len(ids(f.topic(t, Topic(tenant)))); got != 1000 {
+			t.Errorf("%d events of 1000", got)
 		}
 	})
 }

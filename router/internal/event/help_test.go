@@ -12,6 +12,7 @@ import (
 
 	"github.com/mics-im/mics/internal/telemetry"
 	hookv1 "github.com/mics-im/mics/proto/mics/hook/v1"
+	"github.com/mics-im/mics/router/internal/memstore"
 	"go.uber.org/goleak"
 )
 
@@ -72,7 +73,7 @@ func newWorld(t testing.TB, addrs []string, with func(*Options)) *world {
 			Brokers: addrs, MaxAttempts: 3, RetryBackoff: 50 * time.Millisecond, QueueCapacity: 50_000, MaxPendingPerTenant: 10_000,
 			QueueMaxBytes: 256 << 20, CreateTopics: true, TopicPartitions: 3,
 		},
-		MaxMessageBytes: 1 << 20, Node: "router-1@7", Secret: func(string) string { return secret }, Telemetry: tel,
+		MaxMessageBytes: 1 << 20, Node: "router-1@7", Secret: func(string) string { return secret }, Telemetry: tel, Locks: memstore.New(),
 	}
 	if with != nil {
 		with(&o)

@@ -25,6 +25,8 @@ type Options struct {
 	// Secret returns what signs a tenant's events; empty: they are not signed.
 	Secret    func(tenant string) string
 	Telemetry *telemetry.Telemetry
+	// Locks keep two routers from redriving a tenant's dead letters at once.
+	Locks Locks
 	// Dial opens connections; nil: TCP.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
@@ -43,8 +45,7 @@ type Publisher struct {
 	total atomic.Int64 // events in lanes
 	bytes atomic.Int64 // of these
 
-	lanes     sync.Map // tenant → *lane; as many as tenants were configured
-	redriving sync.Map // tenants whose dead letters are on their way back
+	lanes sync.Map // tenant → *lane; as many as tenants were configured
 
 	stopping chan struct{} // closed by Stop
 	wg       sync.WaitGroup

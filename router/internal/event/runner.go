@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// pace is the least time between two requests of a lane for which nobody
+	// pace is the least time between two looks into a lane for which nobody
 	// waits: the first event goes at once, those behind it in company.
 	pace = 20 * time.Millisecond
 	// idleLane is how long a lane's goroutine stays with nothing to do; its
@@ -117,8 +117,13 @@ func (r *runner) async(work func() func()) {
 // step starts whatever is due and returns when it must be called again, zero if
 // only something new makes that necessary.
 func (r *runner) step(now time.Time) (next time.Time) {
-	if !now.Before(r.paced) || r.hurry() {
-		r.sort(r.drain())
+	// In trouble nobody is served sooner by hurry, and a look at every event would
+	// cost the processor that messages need.
+	if !now.Before(r.paced) || !r.troubled && r.hurry() {
+		if items := r.drain(); len(items) > 0 {
+			r.sort(items)
+			r.paced = now.Add(pace)
+		}
 	}
 	soonest := func(t time.Time) {
 		if next.IsZero() || t.Before(next) {

@@ -139,6 +139,8 @@ func letterFault(err error) error {
 		return fault.New(fault.NotFound, err.Error())
 	case errors.Is(err, event.ErrRedriving):
 		return fault.New(fault.FailedPrecondition, err.Error())
+	case errors.Is(err, event.ErrNoLock), errors.Is(err, event.ErrLeaseLost):
+		return fault.Wrap(fault.Unavailable, err.Error(), err)
 	}
 	return fault.Wrap(fault.Unavailable, "Kafka: "+err.Error(), err)
 }
