@@ -113,6 +113,7 @@ type phone struct {
 	end   harness.Endpoint // guarded by mu; nil: away
 	conns int              // guarded by mu; so far
 	conn  int              // guarded by mu; 0: none
+	start int              // guarded by mu: counts the clients, one after the other
 	ended bool             // guarded by mu: the client stopped for good
 }
 
@@ -123,9 +124,10 @@ func (p *phone) join() {
 		return
 	}
 	if p.conns == 0 {
-		p.w.history.Add(history.Event{Kind: history.Join, Device: p.id, V1: p.unacknowledged()})
+		p.w.history.Add(history.Event{Kind: history.Join, Device: p.id, V1: p.v1})
 	}
 	p.ended = false
+	p.start++
 	d := harness.Dialing{
 		URLs: p.w.cluster.URLs(), Tenant: p.id.Tenant, User: p.id.User, Device: p.id.Name,
 		Observer: p, AnswerWithin: answerWithin,
@@ -140,12 +142,6 @@ func (p *phone) join() {
 	}
 	p.end = e
 }
-
-// unacknowledged tells that what the device has seen lately may come again after
-// the death of its gateway: always of a V1 client, and of an SDK client that was
-// started anew since, because an acknowledgement may be a second late and the new
-// one does not know what the old one has seen.
-func (p *phone) unacknowledged() bool { return true }
 
 func (p *phone) leave() {
 	p.mu.Lock()
@@ -239,7 +235,7 @@ func (p *phone) Connected(node string) {
 	defer p.mu.Unlock()
 	p.conns++
 	p.conn = p.conns
-	p.w.history.Add(history.Event{Kind: history.Connect, Device: p.id, Conn: p.conn, Node: node})
+	p.w.history.Add(history.Event{Kind: history.Connect, Device: p.id, Conn: p.conn, Node: node, Start: p.start})
 }
 
 // Disconnected implements harness.Observer.

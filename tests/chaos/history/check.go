@@ -52,8 +52,9 @@ type Report struct {
 	// are not counted as lost, because the sender was told.
 	Messages, Sent, Failed, Partial, Abandoned int
 	Deliveries                                 int
-	// V1Ambiguous: repeats at clients that cannot acknowledge, of what a gateway
-	// had written to them and not confirmed when it was killed.
+	// V1Ambiguous: repeats at clients that cannot acknowledge, or were started anew
+	// since, of what a gateway had written to them and not confirmed when it was
+	// killed.
 	V1Ambiguous int
 	// V1Frozen: the same, of a gateway that was stopped and went on: for the
 	// cluster it was as good as dead.
@@ -110,6 +111,7 @@ type device struct {
 
 type connection struct {
 	node       string
+	start      int           // of the program that made it
 	began, end time.Duration // end < 0: still there
 	code       int
 }
@@ -164,7 +166,7 @@ func (c *checker) event(e Event) {
 	case Connect:
 		c.report.Connects++
 		d.conn = e.Conn
-		d.conns = append(d.conns, connection{node: e.Node, began: e.At, end: -1})
+		d.conns = append(d.conns, connection{node: e.Node, start: e.Start, began: e.At, end: -1})
 		if d.first < 0 {
 			d.first = e.At
 		} else {
@@ -264,12 +266,13 @@ func (c *checker) deliver(d *device, e Event) {
 const unconfirmed = time.Second
 
 // repeat: the first copy's gateway may have been killed, or stopped for so long
-// that it counted as dead, after it had written to a client that cannot
-// acknowledge, and before it had said so.
+// that it counted as dead, after it had written to a client, and before it had said
+// so. Only a client that has ways to tell it from new, and is still the same, has to
+// know better.
 func (c *checker) repeat(d *device, s sight) {
 	i := slices.IndexFunc(d.seen, func(o sight) bool { return o.msg == s.msg })
 	first := d.seen[i]
-	if d.v1 && first.conn > 0 && first.conn < s.conn {
+	if first.conn > 0 && first.conn < s.conn && (d.v1 || d.conns[first.conn-1].start != d.conns[s.conn-1].start) {
 		on := d.conns[first.conn-1]
 		for _, k := range c.kills {
 			if k.Node != on.node || k.At > s.at || k.At < first.at-unconfirmed || k.At > first.at+unconfirmed {

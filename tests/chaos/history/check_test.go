@@ -123,6 +123,17 @@ func TestCheck(t *testing.T) {
 			tp.connect(bob2, 2, "gw2")
 			tp.deliver(bob2, "m1")
 		}, []Rule{Repeated}},
+		"repeat at a V2 client that was started anew after its gateway was killed": {func(tp *tape) {
+			killed(tp, "gw1")
+			tp.drop(bob2, 1006)
+			tp.add(Event{Kind: Connect, Device: bob2, Conn: 2, Node: "gw2", Start: 1})
+			tp.deliver(bob2, "m1")
+		}, nil},
+		"repeat at a V2 client that was started anew, and nothing was killed": {func(tp *tape) {
+			tp.drop(bob2, 1000)
+			tp.add(Event{Kind: Connect, Device: bob2, Conn: 2, Node: "gw2", Start: 1})
+			tp.deliver(bob2, "m1")
+		}, []Rule{Repeated}},
 		"reorder": {func(tp *tape) {
 			tp.send(ann, 1, "m3", "bob")
 			tp.send(ann, 1, "m4", "bob")

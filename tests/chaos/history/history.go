@@ -70,7 +70,10 @@ type Event struct {
 	// that there was none at that moment.
 	Conn int    `json:",omitempty"`
 	Node string `json:",omitempty"`
-	Code int    `json:",omitempty"`
+	// Start, in Connect, counts the starts of the device's program: a new one does
+	// not know what the one before has seen.
+	Start int `json:",omitempty"`
+	Code  int `json:",omitempty"`
 	// Msg is unique over all messages of a history; it travels in the body.
 	Msg        string   `json:",omitempty"`
 	Group      string   `json:",omitempty"`
