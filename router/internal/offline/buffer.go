@@ -153,10 +153,12 @@ func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
 		s.clock = k.at
 	}
 	if named {
-		if id, ok := u.merge(k, b.tenure.Load()); ok {
+		id, rest, ok := u.merge(k, b.tenure.Load())
+		if ok {
 			b.bytes.Add(-int64(k.size()))
 			return id, true
 		}
+		k.devices = rest
 	}
 	for len(u.entries) >= b.limits.MaxMessagesPerUser || u.bytes+k.size() > b.limits.MaxBytesPerUser {
 		b.dropped(key.Tenant, DropOverflow, 1)
@@ -172,31 +174,68 @@ func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
 	return k.id, true
 }
 
-// merge adds the devices of k to the same message, if it is there already. The
-// shard is locked.
-func (u *user) merge(k kept, tenure int64) (id uint64, ok bool) {
-	i := slices.IndexFunc(u.entries, func(e kept) bool {
-		return e.Key == k.Key && (len(e.devices) == 0) == (len(k.devices) == 0)
-	})
-	if i < 0 {
-		return 0, false
+// merge finds the devices of k that are owed the same message already, and adds
+// those to its entry that have nothing behind it: what they have there was put
+// before k and has to come before it. rest are the devices for which k is to be an
+// entry of its own; ok: none. The shard is locked.
+func (u *user) merge(k kept, tenure int64) (id uint64, rest []string, ok bool) {
+	if len(k.devices) == 0 {
+		i := slices.IndexFunc(u.entries, func(e kept) bool { return e.Key == k.Key && len(e.devices) == 0 })
+		if i < 0 {
+			return 0, nil, false
+		}
+		id = u.entries[i].id
+		if k.part < u.entries[i].part {
+			u.older(i, k, tenure)
+		}
+		return id, nil, true
 	}
-	e := u.entries[i]
-	for _, d := range k.devices {
-		if !slices.Contains(e.devices, d) {
-			e.devices = append(e.devices, d)
-			e.modified()
+	rest = k.devices
+	for i := 0; i < len(u.entries) && len(rest) > 0; i++ {
+		e := &u.entries[i]
+		if e.Key != k.Key || len(e.devices) == 0 {
+			continue
+		}
+		var left []string
+		for _, d := range rest {
+			switch {
+			case slices.Contains(e.devices, d):
+				if k.part < e.part && len(e.devices) > 1 {
+					// Older for this device, and for no other.
+					e.devices = slices.DeleteFunc(e.devices, func(o string) bool { return o == d })
+					e.modified()
+					left = append(left, d)
+				}
+			case k.part == normal && e.part == normal && !u.behind(i, d):
+				e.devices = append(e.devices, d)
+				e.modified()
+			default:
+				left = append(left, d)
+			}
+		}
+		if len(left) < len(rest) {
+			id = e.id
+		}
+		rest = left
+		if k.part < e.part && slices.Contains(k.devices, e.devices[0]) && len(e.devices) == 1 {
+			u.older(i, k, tenure)
 		}
 	}
-	if k.part < e.part {
-		e.part, e.at = k.part, min(e.at, k.at)
-		e.modified()
-		u.entries = slices.Delete(u.entries, i, i+1)
-		i = u.place(e, tenure)
-		u.entries = slices.Insert(u.entries, i, e)
-	}
-	u.entries[i] = e
-	return e.id, true
+	return id, rest, len(rest) == 0
+}
+
+// behind tells whether the device is owed something behind entry i.
+func (u *user) behind(i int, device string) bool {
+	return slices.ContainsFunc(u.entries[i+1:], func(e kept) bool { return e.isFor(device) })
+}
+
+// older moves entry i to the older part that k has.
+func (u *user) older(i int, k kept, tenure int64) {
+	e := u.entries[i]
+	e.part, e.at = k.part, k.at
+	e.modified()
+	u.entries = slices.Delete(u.entries, i, i+1)
+	u.entries = slices.Insert(u.entries, u.place(e, tenure), e)
 }
 
 // place is the index at which k goes in: at the end of its part, except that

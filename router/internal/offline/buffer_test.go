@@ -173,6 +173,51 @@ func TestAgainstModel(t *testing.T) {
 	})
 }
 
+// TestRepeatsAgainstModel: the same message may be put for one device after the
+// other, by several senders' routers, and handed back by one of them: each device
+// gets what was handed back, then the rest, each once and in the order of its own.
+func TestRepeatsAgainstModel(t *testing.T) {
+	devices := []string{"a", "b", "c"}
+	rapid.Check(t, func(t *rapid.T) {
+		b, _ := newBuffer(Limits{MaxMessagesPerUser: 1000, MaxBytesPerUser: 1 << 20, MaxBytes: 1 << 20})
+		front, rest := map[string][]string{}, map[string][]string{}
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			d := rapid.SampledFrom(devices).Draw(t, "device")
+			if rapid.IntRange(0, 9).Draw(t, "take") == 0 {
+				if got, want := texts(take(b, d)), slices.Concat(front[d], rest[d]); !slices.Equal(got, want) {
+					t.Fatalf("%s got %q, want %q", d, got, want)
+				}
+				delete(front, d)
+				delete(rest, d)
+				continue
+			}
+			n := rapid.IntRange(1, 8).Draw(t, "message")
+			e := text(fmt.Sprint(n))
+			e.Key = [16]byte{byte(n)}
+			e.Devices = rapid.SliceOfNDistinct(rapid.SampledFrom(devices), 1, 3, rapid.ID[string]).Draw(t, "for")
+			e.Front = rapid.IntRange(0, 3).Draw(t, "front") == 0
+			b.Put(ann, e)
+			for _, d := range e.Devices {
+				m := fmt.Sprint(n)
+				switch {
+				case slices.Contains(front[d], m):
+				case e.Front:
+					rest[d] = slices.DeleteFunc(rest[d], func(o string) bool { return o == m })
+					front[d] = append(front[d], m)
+				case !slices.Contains(rest[d], m):
+					rest[d] = append(rest[d], m)
+				}
+			}
+		}
+		for _, d := range devices {
+			take(b, d)
+		}
+		if b.Bytes() != 0 {
+			t.Fatalf("%d bytes left", b.Bytes())
+		}
+	})
+}
+
 func TestARepeatIsKeptOnce(t *testing.T) {
 	b := New(Limits{MaxMessagesPerUser: 10, MaxBytesPerUser: 1 << 20, MaxBytes: 1 << 20}, func(string, Drop, int) {})
 	key := route.UserKey{Tenant: "t", User: "ann"}

@@ -204,21 +204,28 @@ func (b *Buffer) keep(ctx context.Context, entries []incoming) []dispatch.Buffer
 	}
 	patience := time.NewTimer(holdFor)
 	defer patience.Stop()
-	keys, wait := b.settled(keys)
-	for i, key := range keys {
-		if wait[i] > 0 {
-			sleep(ctx, wait[i])
-		}
-		b.check(ctx, key, entries, users[key], ids, results)
-		if _, self := b.home(key); !self {
-			kick(b.keepKick) // it changed after the caller looked
+	look := func() {
+		keys, wait := b.settled(keys)
+		for i, key := range keys {
+			if wait[i] > 0 {
+				sleep(ctx, wait[i])
+			}
+			b.check(ctx, key, entries, users[key], ids, results)
+			if _, self := b.home(key); !self {
+				kick(b.keepKick) // it changed after the caller looked
+			}
 		}
 	}
+	seen := b.changed()
+	look()
 	copied.finish(true)
 	select {
 	case <-copied.done:
 	case <-patience.C:
 	case <-ctx.Done():
+	}
+	if b.changed() != seen {
+		look() // another one was the home meanwhile, or took itself for it
 	}
 	if !copied.result() {
 		stored := 0

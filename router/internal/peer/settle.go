@@ -42,11 +42,21 @@ func (b *Buffer) takeSettled(key route.UserKey) []string {
 
 // Lapsed says that the other routers have counted this one as dead for a while:
 // whoever had copies of what is kept here has taken it over, and may have delivered
-// it. What there was no copy of stays.
+// it. What there was no copy of stays. For who looks at the routes it is as if this
+// router had just come: another one may still take itself for the home.
 func (b *Buffer) Lapsed() {
 	if b.opts.Members == nil {
 		return
 	}
+	b.vmu.Lock()
+	self := b.opts.Members.Self().NodeRef
+	v := newView(b.opts.Members.Routers(), self, b.left.Load() != 0)
+	v.before = newView(slices.DeleteFunc(slices.Clone(v.src), func(r route.Router) bool { return r.NodeRef == self }), self, false)
+	b.opts.Local.Begin()
+	b.present.Store(v)
+	b.vmu.Unlock()
+	kick(b.keepKick)
+	kick(b.pushKick)
 	b.amu.Lock()
 	defer b.amu.Unlock()
 	b.opts.Local.DropCopied()

@@ -50,6 +50,14 @@ func (b *Buffer) viewLocked() *view {
 	return v
 }
 
+// changed is when the routers last changed.
+func (b *Buffer) changed() (at time.Time) {
+	if b.opts.Members != nil {
+		at = b.view().changed
+	}
+	return at
+}
+
 // same tells whether two slices are one.
 func same(a, b []route.Router) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
