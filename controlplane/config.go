@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mics-im/mics/controlplane/internal/drain"
 	"github.com/mics-im/mics/controlplane/internal/store"
 	"github.com/mics-im/mics/controlplane/internal/store/redis"
 	"github.com/mics-im/mics/internal/config"
@@ -24,6 +25,9 @@ const (
 	// defaultForgetAfter lets an operator see a node that died, and is over
 	// before the next one has to be told from it.
 	defaultForgetAfter = 30 * time.Second
+	// defaultDrainMaxRate is two fifths of what one core connects at 200 µs each.
+	defaultDrainMaxRate = 2000
+	defaultDrainBudget  = 1
 )
 
 // Memory is the value of REDIS__CONNECTION that means the same as an empty one.
@@ -51,14 +55,22 @@ type Config struct {
 	// ForgetAfter is how long a node stays in the inventory that is neither in
 	// the directory nor answers.
 	ForgetAfter time.Duration
-	Telemetry   telemetry.Config
+	// DrainBudget is how many gateways are drained at a time, DrainMaxRate the
+	// fastest that one is, in sessions per second. SessionsMax is what a gateway
+	// takes that does not say so itself; 0: unknown.
+	DrainBudget               int
+	DrainMaxRate, SessionsMax int
+	Telemetry                 telemetry.Config
 }
 
 // LoadConfig reads the configuration from flags and, through lookup, from the
 // environment. An error wraps config.ErrInvalid or, when usage was asked for
 // (its text is then the usage), config.ErrHelp.
 func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, error) {
-	c := Config{PollInterval: defaultPollInterval, ForgetAfter: defaultForgetAfter}
+	c := Config{
+		PollInterval: defaultPollInterval, ForgetAfter: defaultForgetAfter,
+		DrainBudget: defaultDrainBudget, DrainMaxRate: defaultDrainMaxRate,
+	}
 	s := config.New("mics-controlplane")
 	s.String(&c.NodeID, "NODE_ID", config.HostName(), "name of this process")
 	s.String(&c.Listen, "LISTEN", ":8070", "address for operators; no access control, keep it on a trusted network")
@@ -68,6 +80,9 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.String(&c.Redis, "REDIS__CONNECTION", "", "Redis for what must survive this process, and to elect a leader; empty or memory: a single control plane that forgets at its end")
 	s.Duration(&c.PollInterval, "POLL_INTERVAL_MS", time.Millisecond, config.Bound{Min: 100, Max: 60_000}, "milliseconds between refreshes of the inventory")
 	s.Duration(&c.ForgetAfter, "FORGET_AFTER_SECONDS", time.Second, config.Bound{Min: 1, Max: 3600}, "seconds for which a node that is gone stays in the inventory")
+	s.Int(&c.DrainBudget, "DRAIN_BUDGET", config.Bound{Min: 1, Max: 1000}, "gateways that are drained at a time")
+	s.Int(&c.DrainMaxRate, "DRAIN_MAX_RATE", config.Bound{Min: 1, Max: 1_000_000}, "sessions per second at which a gateway is drained at most, unless told otherwise for one drain")
+	s.Int(&c.SessionsMax, "GATEWAY_SESSIONS_MAX", config.Bound{Max: 100_000_000}, "sessions that a gateway takes which does not say so itself, for the check of room; 0: unknown")
 	c.Telemetry.Register(s)
 	s.Check(func() error { _, err := c.routers(); return err })
 	s.Check(c.check)
@@ -121,6 +136,10 @@ func (c Config) openStore(log *slog.Logger) (store.Store, error) {
 	return redis.Open(c.Redis, log)
 }
 
+func (c Config) rules() drain.Rules {
+	return drain.Rules{Budget: c.DrainBudget, MaxRate: float64(c.DrainMaxRate), SessionsMax: uint64(c.SessionsMax)}
+}
+
 // routers parses RouterEndpoints.
 func (c Config) routers() ([]rpc.Endpoint, error) {
 	if len(c.RouterEndpoints) == 0 {
@@ -137,6 +156,8 @@ func (c Config) withDefaults() Config {
 	c.NodeID = cmp.Or(c.NodeID, config.HostName())
 	c.PollInterval = cmp.Or(c.PollInterval, defaultPollInterval)
 	c.ForgetAfter = cmp.Or(c.ForgetAfter, defaultForgetAfter)
+	c.DrainBudget = cmp.Or(c.DrainBudget, defaultDrainBudget)
+	c.DrainMaxRate = cmp.Or(c.DrainMaxRate, defaultDrainMaxRate)
 	c.Telemetry.Service = cmp.Or(c.Telemetry.Service, "mics-controlplane")
 	c.Telemetry.NodeID = cmp.Or(c.Telemetry.NodeID, c.NodeID)
 	return c

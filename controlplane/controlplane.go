@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mics-im/mics/controlplane/internal/drain"
 	"github.com/mics-im/mics/controlplane/internal/fleet"
 	"github.com/mics-im/mics/controlplane/internal/service"
 	"github.com/mics-im/mics/controlplane/internal/store"
@@ -84,9 +85,14 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	c.elector = store.NewElector(store.ElectorConfig{
 		Store: st, Name: cfg.NodeID, Address: cfg.endpoint(c.internal.Addr()), Telemetry: c.tel,
 	})
-	svc := service.New(service.Config{
-		NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, HTTP: client, Telemetry: c.tel,
+	drains := drain.New(drain.Config{
+		Rules: cfg.rules(), Store: st, Inventory: c.fleet, HTTP: client, Telemetry: c.tel,
 	})
+	c.duties = append(c.duties, drains.Duty)
+	svc := service.New(service.Config{
+		NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, Leadership: c.elector, Drains: drains, HTTP: client, Telemetry: c.tel,
+	})
+	svc.HandleInternal(internalMux, rpc.HandlerOptions()...)
 	operatorMux := http.NewServeMux()
 	operatorMux.Handle(controlv1connect.NewControlServiceHandler(svc, rpc.HandlerOptions()...))
 	operatorMux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })

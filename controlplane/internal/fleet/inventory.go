@@ -44,6 +44,12 @@ type Node struct {
 	SessionsV2    uint64
 	RoutersLinked uint32
 	Rates         Rates
+	// ClientURL is where clients reach this very gateway; empty: not told.
+	ClientURL string
+	// Status is the last answer of this incarnation, at StatusAt; nil: none yet. It
+	// is shared and must not be changed.
+	Status   *gatewayv1.StatusResponse
+	StatusAt time.Time
 }
 
 // entry is a Node and what the rules need besides. Entries are values: the
@@ -90,7 +96,7 @@ func merge(old []entry, dir *routerv1.DirectoryResponse, at time.Time) []entry {
 				e.Unreachable, e.Reason = false, ""
 			} else if e.Unreachable || len(e.samples) == 0 {
 				// What a gateway says itself is newer than what routers say of it.
-				e.Track, e.Phase = n.Track, n.Phase
+				e.Track, e.Phase, e.ClientURL = n.Track, n.Phase, n.ClientURL
 			}
 		default:
 			e = entry{Node: n}
@@ -101,7 +107,7 @@ func merge(old []entry, dir *routerv1.DirectoryResponse, at time.Time) []entry {
 	for _, g := range dir.GetGateways() {
 		name(Node{
 			Kind: Gateway, ID: g.GetNodeId(), Incarnation: g.GetIncarnation(), Endpoint: g.GetEndpoint(),
-			Version: g.GetVersion(), Track: g.GetTrack(), Phase: g.GetPhase(),
+			Version: g.GetVersion(), Track: g.GetTrack(), Phase: g.GetPhase(), ClientURL: g.GetClientUrl(),
 		})
 	}
 	for _, r := range dir.GetRouters() {
@@ -156,6 +162,7 @@ func observe(e entry, p poll) entry {
 	}
 	e.Unreachable, e.Reason = false, ""
 	e.Incarnation, e.Version, e.Track, e.Phase = g.GetIncarnation(), g.GetVersion(), g.GetTrack(), g.GetPhase()
+	e.ClientURL, e.Status, e.StatusAt = g.GetClientUrl(), s, p.at
 	e.StartedAtMS, e.RoutersLinked = s.GetStartedAtMs(), s.GetRoutersLinked()
 	e.Sessions, e.SessionsV2 = s.GetSessions(), s.GetSessionsV2()
 	e.samples = addSample(e.samples, sample{

@@ -12,6 +12,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/mics-im/mics/controlplane/internal/drain"
 	"github.com/mics-im/mics/controlplane/internal/fleet"
 	"github.com/mics-im/mics/internal/fault"
 	"github.com/mics-im/mics/internal/telemetry"
@@ -45,7 +46,10 @@ type Config struct {
 	// NodeID and Version are what Version answers.
 	NodeID, Version string
 	Inventory       Inventory
-	// HTTP reaches gateways.
+	// Leadership and Drains are for what only a leader does.
+	Leadership Leadership
+	Drains     *drain.Runner
+	// HTTP reaches gateways, routers and other control planes.
 	HTTP      *http.Client
 	Telemetry *telemetry.Telemetry
 }
