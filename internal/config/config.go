@@ -7,6 +7,8 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
@@ -173,6 +175,16 @@ func (s *Set) Parse(args []string, lookup func(string) (string, bool)) error {
 		return fmt.Errorf("%w: %w", ErrInvalid, errors.Join(problems...))
 	}
 	return nil
+}
+
+// Loopback reports whether a listener at addr is reached from this machine only.
+func Loopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.Unmap().IsLoopback() || host == "localhost"
 }
 
 // HostName is the default NODE_ID: the machine's (a pod's) name.

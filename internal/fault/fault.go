@@ -22,6 +22,8 @@ const (
 	FailedPrecondition
 	Exhausted
 	Unavailable
+	Unauthenticated
+	PermissionDenied
 )
 
 var codes = map[Kind]connect.Code{
@@ -31,6 +33,8 @@ var codes = map[Kind]connect.Code{
 	FailedPrecondition: connect.CodeFailedPrecondition,
 	Exhausted:          connect.CodeResourceExhausted,
 	Unavailable:        connect.CodeUnavailable,
+	Unauthenticated:    connect.CodeUnauthenticated,
+	PermissionDenied:   connect.CodePermissionDenied,
 }
 
 // retryAfterHeader carries Error.RetryAfter in milliseconds.

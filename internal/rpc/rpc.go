@@ -1,5 +1,5 @@
-// Package rpc is the one place where processes' RPC is wired: HTTP/2 over
-// cleartext (h2c) on a trusted network, size limits, error mapping, and the
+// Package rpc is the one place where processes' RPC is wired: HTTP/2, over
+// cleartext (h2c) or TLS (package trust says when), size limits, error mapping, and the
 // operating endpoints every process has.
 package rpc
 
@@ -42,14 +42,15 @@ type Server struct {
 	running sync.RWMutex
 }
 
-// NewServer wraps ln; it serves only after Start, and Stop closes ln. tlsConfig
-// may be nil.
+// NewServer wraps ln; it serves only after Start, and Stop closes ln. tlsConfig,
+// which it owns from now on, may be nil.
 func NewServer(ln net.Listener, h http.Handler, tlsConfig *tls.Config, log *slog.Logger) *Server {
 	p := new(http.Protocols)
 	p.SetHTTP1(true)
 	p.SetHTTP2(true)
 	p.SetUnencryptedHTTP2(true)
 	if tlsConfig != nil {
+		tlsConfig.NextProtos = []string{"h2", "http/1.1"}
 		ln = tls.NewListener(ln, tlsConfig)
 	}
 	s := &Server{
@@ -136,23 +137,33 @@ func (s *Server) wait() error {
 }
 
 // NewClient returns an HTTP client for RPC. http:// URLs speak h2c with prior
-// knowledge. Close it with CloseIdleConnections.
-func NewClient() *http.Client {
+// knowledge. It follows no redirects: they would carry what is meant for one
+// process to another. Close it with CloseIdleConnections.
+func NewClient() *http.Client { return NewTLSClient(nil) }
+
+// NewTLSClient is NewClient with a configuration for https:// URLs, which it owns
+// from now on; nil is the default one.
+func NewTLSClient(c *tls.Config) *http.Client {
 	p := new(http.Protocols)
 	p.SetHTTP2(true)
 	p.SetUnencryptedHTTP2(true)
 	d := &net.Dialer{Timeout: dialTimeout}
-	return &http.Client{Transport: &http.Transport{
-		Protocols:   p,
-		DialContext: d.DialContext,
-		HTTP2: &http.HTTP2Config{
-			MaxReceiveBufferPerStream:     8 << 20,
-			MaxReceiveBufferPerConnection: 32 << 20,
-			MaxReadFrameSize:              1 << 20,
-			SendPingTimeout:               pingAfter,
-			PingTimeout:                   pingTimeout,
+	return &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			Protocols:           p,
+			DialContext:         d.DialContext,
+			TLSClientConfig:     c,
+			TLSHandshakeTimeout: dialTimeout,
+			HTTP2: &http.HTTP2Config{
+				MaxReceiveBufferPerStream:     8 << 20,
+				MaxReceiveBufferPerConnection: 32 << 20,
+				MaxReadFrameSize:              1 << 20,
+				SendPingTimeout:               pingAfter,
+				PingTimeout:                   pingTimeout,
+			},
 		},
-	}}
+	}
 }
 
 // ClientOptions are the options of every RPC client. Nothing is compressed:

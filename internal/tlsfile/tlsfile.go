@@ -1,5 +1,5 @@
-// Package tlsfile serves TLS with a certificate that is kept in files and
-// renewed there while the process runs.
+// Package tlsfile speaks TLS, as server and as client, with a certificate that is
+// kept in files and renewed there while the process runs.
 package tlsfile
 
 import (
@@ -26,9 +26,14 @@ const maxFile = 1 << 20
 type Options struct {
 	Cert string // the certificate, then its intermediates
 	Key  string // its private key
-	// ClientCA holds the authorities whose certificates clients must present
-	// (mutual TLS). Empty: clients present none.
-	ClientCA string
+	// CA holds the authorities of the other side's certificates (mutual TLS). Empty:
+	// clients present none, and ClientConfig is of no use.
+	CA string
+	// Optional lets clients present no certificate.
+	Optional bool
+	// Check, if given, may refuse a certificate of the other side that is good
+	// otherwise.
+	Check func(leaf *x509.Certificate) error
 }
 
 // Files is a certificate and what clients are checked against, as of the last
@@ -42,8 +47,8 @@ type Files struct {
 
 // material is one version of the files. It is not modified.
 type material struct {
-	cert    *tls.Certificate
-	clients *x509.CertPool // nil: not asked for
+	cert  *tls.Certificate
+	peers *x509.CertPool // nil: no CA
 }
 
 // New is Open without client certificates.
@@ -77,8 +82,8 @@ func read(o Options, log *slog.Logger) (*Files, error) {
 		return nil, fmt.Errorf("%w: a certificate and its key are needed", config.ErrInvalid)
 	}
 	names := []string{o.Cert, o.Key}
-	if o.ClientCA != "" {
-		names = append(names, o.ClientCA)
+	if o.CA != "" {
+		names = append(names, o.CA)
 	}
 	var err error
 	f.follower, err = watchfile.New(watchfile.Options{
@@ -100,9 +105,9 @@ func (f *Files) Close() error { return f.follower.Close() }
 // caller may add to: NextProtos is empty. The files' current version is used in
 // each handshake.
 //
-// With Options.ClientCA clients must present a certificate of one of its
-// authorities that is good for client authentication; resumed sessions are
-// checked too. Afterwards ConnectionState.PeerCertificates[0] is verified;
+// With Options.CA clients must present a certificate of one of its authorities
+// that is good for client authentication, or none with Options.Optional; resumed
+// sessions are checked too. Afterwards, if there is one, ConnectionState.PeerCertificates[0] is verified;
 // VerifiedChains is empty.
 func (f *Files) Config() *tls.Config {
 	c := &tls.Config{
@@ -111,29 +116,57 @@ func (f *Files) Config() *tls.Config {
 			return f.current.Load().cert, nil
 		},
 	}
-	if f.opts.ClientCA != "" {
+	if f.opts.CA != "" {
 		// Not ClientCAs, which could not change, and not GetConfigForClient, whose
 		// result would lose what the caller has added.
 		c.ClientAuth = tls.RequireAnyClientCert
-		c.VerifyConnection = f.verifyClient
+		if f.opts.Optional {
+			c.ClientAuth = tls.RequestClientCert
+		}
+		c.VerifyConnection = func(cs tls.ConnectionState) error {
+			if f.opts.Optional && len(cs.PeerCertificates) == 0 {
+				return nil
+			}
+			return f.verify(cs, x509.ExtKeyUsageClientAuth)
+		}
 	}
 	return c
 }
 
-func (f *Files) verifyClient(cs tls.ConnectionState) error {
+// ClientConfig returns the configuration of a client that presents the certificate
+// to servers whose own is of one of the authorities of Options.CA and good for
+// servers. Their names are compared with nothing: that is for Options.Check.
+func (f *Files) ClientConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return f.current.Load().cert, nil
+		},
+		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection verifies, against authorities that may change
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			return f.verify(cs, x509.ExtKeyUsageServerAuth)
+		},
+	}
+}
+
+// verify checks the other side's certificate.
+func (f *Files) verify(cs tls.ConnectionState, usage x509.ExtKeyUsage) error {
 	if len(cs.PeerCertificates) == 0 {
-		return errors.New("no client certificate")
+		return errors.New("no certificate")
 	}
-	opts := x509.VerifyOptions{
-		Roots:         f.current.Load().clients,
-		Intermediates: x509.NewCertPool(),
-		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	roots := f.current.Load().peers
+	if roots == nil {
+		return errors.New("no authority to check a certificate against") // nil would mean the system's
 	}
+	opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), KeyUsages: []x509.ExtKeyUsage{usage}}
 	for _, c := range cs.PeerCertificates[1:] {
 		opts.Intermediates.AddCert(c)
 	}
 	if _, err := cs.PeerCertificates[0].Verify(opts); err != nil {
 		return &tls.CertificateVerificationError{UnverifiedCertificates: cs.PeerCertificates, Err: err}
+	}
+	if f.opts.Check != nil {
+		return f.opts.Check(cs.PeerCertificates[0])
 	}
 	return nil
 }
@@ -157,9 +190,9 @@ func (f *Files) take(contents [][]byte) error {
 		return fmt.Errorf("%s with %s: %w", f.opts.Cert, f.opts.Key, err)
 	}
 	m.cert = &pair
-	if f.opts.ClientCA != "" {
-		if m.clients, err = parsePool(contents[2]); err != nil {
-			return fmt.Errorf("%s: %w", f.opts.ClientCA, err)
+	if f.opts.CA != "" {
+		if m.peers, err = parsePool(contents[2]); err != nil {
+			return fmt.Errorf("%s: %w", f.opts.CA, err)
 		}
 	}
 	f.current.Store(m)

@@ -122,8 +122,8 @@ func TestRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, o := folder(t, a)
-			o.ClientCA = filepath.Join(dir, "ca.crt")
-			write(t, o.ClientCA, a.pem)
+			o.CA = filepath.Join(dir, "ca.crt")
+			write(t, o.CA, a.pem)
 			l := new(logs)
 			f, err := read(o, l.logger())
 			if err != nil {
@@ -131,7 +131,7 @@ func TestRefused(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = f.Close() })
 			before := f.current.Load()
-			for file, content := range map[string][]byte{o.Cert: tc.cert, o.Key: tc.key, o.ClientCA: tc.ca} {
+			for file, content := range map[string][]byte{o.Cert: tc.cert, o.Key: tc.key, o.CA: tc.ca} {
 				write(t, file, content)
 			}
 			f.follower.Look()
@@ -145,7 +145,7 @@ func TestRefused(t *testing.T) {
 			if secret := strings.Split(string(key), "\n")[1]; strings.Contains(l.text(), secret) {
 				t.Error("the key is in the log")
 			}
-			for _, file := range []string{o.Cert, o.Key, o.ClientCA} {
+			for _, file := range []string{o.Cert, o.Key, o.CA} {
 				_ = os.Remove(file)
 			}
 			f.follower.Look()
@@ -209,8 +209,8 @@ func TestClientCertificates(t *testing.T) {
 func testClientCertificates(t *testing.T, version uint16) {
 	a, b, other := newAuthority(t, "a"), newAuthority(t, "b"), newAuthority(t, "other")
 	dir, o := folder(t, a)
-	o.ClientCA = filepath.Join(dir, "clients.crt")
-	write(t, o.ClientCA, append(bytes.Clone(a.pem), b.pem...))
+	o.CA = filepath.Join(dir, "clients.crt")
+	write(t, o.CA, append(bytes.Clone(a.pem), b.pem...))
 	l := new(logs)
 	addr := echoServer(t, open(t, o, l).Config())
 
@@ -247,7 +247,7 @@ func testClientCertificates(t *testing.T, version uint16) {
 	want("of a, resumed", ofA, true, true)
 	want("of b", ofB, true, false)
 
-	write(t, o.ClientCA, append(bytes.Clone(b.pem), other.pem...))
+	write(t, o.CA, append(bytes.Clone(b.pem), other.pem...))
 	testkit.Eventually(t, "it is taken", func() bool { return l.count(t, "tls_certificate_loaded") == 2 })
 	want("of a, resumed after a left", ofA, false, false)
 	want("of a after a left", client(a.pair("client a", x509.ExtKeyUsageClientAuth)), false, false)
