@@ -37,6 +37,9 @@ type Config struct {
 	ClientURL string
 	// RouterEndpoints are base URLs or dns://host:port names of routers.
 	RouterEndpoints []string
+	// ControlPlaneEndpoints are base URLs or dns://host:port names of control
+	// planes, which are asked before a drain at a stop; none: it drains by itself.
+	ControlPlaneEndpoints []string
 	// Track is stable or canary; Version is free text.
 	Track, Version string
 	// DrainTimeout is what Stop takes for ending the sessions.
@@ -104,6 +107,7 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.String(&c.PublicEndpoint, "PUBLIC_ENDPOINT", "", "base URL at which routers reach this very gateway (default: this host, port of INTERNAL_LISTEN)")
 	s.String(&c.ClientURL, "CLIENT_URL", "", "ws:// or wss:// URL, with its path, at which clients reach this very gateway (default: only through what balances them)")
 	s.List(&c.RouterEndpoints, "ROUTER_ENDPOINTS", "routers: comma-separated base URLs, or dns://HOST:PORT (required)")
+	s.List(&c.ControlPlaneEndpoints, "CONTROLPLANE_ENDPOINTS", "control planes that say when and how to drain at a stop: comma-separated base URLs of their INTERNAL_LISTEN, or dns://HOST:PORT; none: it drains by itself")
 	s.Enum(&c.Track, "TRACK", "stable or canary", defaultTrack, "canary")
 	s.String(&c.Version, "VERSION", buildinfo.Version(), "version that operators see")
 	s.Duration(&c.DrainTimeout, "DRAIN_TIMEOUT_SECONDS", time.Second, config.Bound{Min: 1, Max: 3600}, "seconds for ending the sessions at a stop")
@@ -147,6 +151,8 @@ func (c Config) check() error {
 	}
 	_, err := c.routers()
 	bad("ROUTER_ENDPOINTS", err)
+	_, err = rpc.ParseEndpoints(c.ControlPlaneEndpoints)
+	bad("CONTROLPLANE_ENDPOINTS", err)
 	if c.PublicEndpoint != "" {
 		_, err := rpc.ParseURL(c.PublicEndpoint)
 		bad("PUBLIC_ENDPOINT", err)

@@ -54,6 +54,7 @@ func TestLoadConfigErrors(t *testing.T) {
 		"negative":   {"MAX_CONNECTIONS", "-1", "MAX_CONNECTIONS"},
 		"endpoint":   {"PUBLIC_ENDPOINT", "dns://a:1", "PUBLIC_ENDPOINT"},
 		"client url": {"CLIENT_URL", "http://a/ws", "CLIENT_URL"},
+		"controls":   {"CONTROLPLANE_ENDPOINTS", "a:1", "CONTROLPLANE_ENDPOINTS"},
 		"origin":     {"ALLOWED_ORIGINS", "example.com", "ALLOWED_ORIGINS"},
 		"proxy":      {"TRUSTED_PROXIES", "10.0.0.0/33", "TRUSTED_PROXIES"},
 		"lone cert":  {"TLS_CERT_FILE", "a.pem", "TLS_CERT_FILE, TLS_KEY_FILE"},

@@ -14,9 +14,11 @@ import (
 
 	"github.com/mics-im/mics/gateway/internal/arrival"
 	"github.com/mics-im/mics/gateway/internal/downlink"
+	"github.com/mics-im/mics/gateway/internal/drainer"
 	"github.com/mics-im/mics/gateway/internal/orphans"
 	"github.com/mics-im/mics/gateway/internal/registry"
 	"github.com/mics-im/mics/gateway/internal/session"
+	"github.com/mics-im/mics/gateway/internal/slot"
 	"github.com/mics-im/mics/gateway/internal/upgrade"
 	"github.com/mics-im/mics/gateway/internal/uplink"
 	"github.com/mics-im/mics/gateway/internal/ws"
@@ -45,6 +47,8 @@ type Gateway struct {
 	orphans  *orphans.Rescuer
 	arrivals *arrival.Table
 	upgrades *upgrade.Handler
+	drainer  *drainer.Drainer
+	slots    *slot.Client
 	downlink *downlink.Service
 	internal *rpc.Server
 	public   *front
@@ -52,6 +56,7 @@ type Gateway struct {
 
 	phase      atomic.Int32 // gatewayv1.Phase; SERVING also while fenced
 	fenced     atomic.Bool
+	leaving    atomic.Bool   // the lease is being given back
 	superseded chan struct{} // closed when it happens
 	evacuation evacuation
 	stopBy     time.Time // when the sessions have to be gone; owned by Stop
@@ -99,7 +104,7 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 		return nil, fmt.Errorf("ROUTER_ENDPOINTS: %w: %w", config.ErrInvalid, err)
 	}
 	g.uplink = uplink.New(uplink.Options{
-		Info: g.info, Sessions: func() uint64 { return uint64(g.sessions.Len()) },
+		Info: g.introduction, Sessions: func() uint64 { return uint64(g.sessions.Len()) },
 		Endpoints: routers, Scheme: "http", HTTP: client, Telemetry: g.tel,
 		OnFenced: g.fence, OnUnfenced: g.unfence, OnSuperseded: g.supersede, OnRouters: func() { g.orphans.Changed() },
 	})
@@ -120,9 +125,15 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 		AllowedOrigins: cfg.AllowedOrigins, TrustedProxies: proxies, AcceptRate: cfg.AcceptRate,
 		AcceptRatePerAddress: cfg.AcceptRatePerAddress, MaxConnections: cfg.MaxConnections, Arrived: g.arrivals.Add, Telemetry: g.tel,
 	})
+	g.drainer = drainer.New(drainer.Options{
+		Registry: g.sessions, Routers: g.uplink, Log: g.tel.Log, Timeout: cfg.DrainTimeout, Refuse: g.evacuating, OnPhase: g.setPhase,
+	})
+	if err := g.connectControlPlane(client); err != nil {
+		return nil, err
+	}
 	g.downlink = downlink.New(downlink.Options{
 		Registry: g.sessions, Telemetry: g.tel, Info: g.info,
-		RoutersLinked: g.uplink.Linked, RefusedHandshakes: g.upgrades.Refused, Complete: g.complete,
+		RoutersLinked: g.uplink.Linked, RefusedHandshakes: g.upgrades.Refused, Complete: g.complete, Drainer: g.drainer,
 	})
 	mux.Handle(gatewayv1connect.NewGatewayServiceHandler(g.downlink, rpc.HandlerOptions()...))
 	rpc.Operate(mux, g.tel.Metrics(), g.notReady)
@@ -130,6 +141,16 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 		return nil, err
 	}
 	return g, nil
+}
+
+// connectControlPlane prepares the asking for a slot.
+func (g *Gateway) connectControlPlane(client *http.Client) error {
+	endpoints, err := rpc.ParseEndpoints(g.cfg.ControlPlaneEndpoints)
+	if err != nil {
+		return fmt.Errorf("CONTROLPLANE_ENDPOINTS: %w: %w", config.ErrInvalid, err)
+	}
+	g.slots = slot.New(slot.Options{Endpoints: endpoints, Scheme: "http", Lookup: net.DefaultResolver.LookupHost, HTTP: client, Log: g.tel.Log})
+	return nil
 }
 
 // listen binds the clients' listener.
@@ -207,9 +228,22 @@ func (g *Gateway) info() *gatewayv1.GatewayInfo {
 	}
 }
 
+// introduction is info for routers: for them a gateway has drained when it goes,
+// because they take its lease away then; one that has drained and waits may be asked
+// to serve again.
+func (g *Gateway) introduction() *gatewayv1.GatewayInfo {
+	i := g.info()
+	if i.Phase == gatewayv1.Phase_PHASE_DRAINED && !g.leaving.Load() {
+		i.Phase = gatewayv1.Phase_PHASE_DRAINING
+	}
+	return i
+}
+
 // closed says why no connection is taken, empty: they are.
 func (g *Gateway) closed() string {
 	switch {
+	case g.phase.Load() == int32(gatewayv1.Phase_PHASE_DRAINED):
+		return "drained"
 	case g.phase.Load() != int32(gatewayv1.Phase_PHASE_SERVING):
 		return "draining"
 	case g.isSuperseded():

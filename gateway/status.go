@@ -17,6 +17,7 @@ func (g *Gateway) complete(res *gatewayv1.StatusResponse) {
 	res.ResumesFailedTotal = g.upgrades.ResumesFailed()
 	res.Arrivals = g.arrivals.List()
 	res.SessionsMax = uint64(g.cfg.MaxConnections)
+	res.Drain = g.drainer.Progress()
 }
 
 func histogram(bounds []float64, counts []uint64) *gatewayv1.Histogram {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/mics-im/mics/gateway/internal/drainer"
 	"github.com/mics-im/mics/gateway/internal/session"
+	controlv1 "github.com/mics-im/mics/proto/mics/control/v1"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
@@ -16,6 +17,9 @@ const (
 	stepBudget = 2 * time.Second
 	lastChance = 200 * time.Millisecond
 	stopBudget = 5 * time.Second
+	// slotShare of the drain timeout is what a gateway waits for the control plane
+	// to let it drain, at most.
+	slotShare = 0.25
 )
 
 // drainShare is what of the drain timeout the sessions get: the process is to be
@@ -37,6 +41,7 @@ func (g *Gateway) Stop(ctx context.Context) error {
 func (g *Gateway) pushStop() {
 	push := func(name string, f func(context.Context) error) { g.teardown.Push(name, stepBudget, f) }
 	push("lease", func(ctx context.Context) error {
+		g.leaving.Store(true)
 		g.setPhase(gatewayv1.Phase_PHASE_DRAINED)
 		return g.inTime(g.uplink.Stop)(ctx)
 	})
@@ -49,8 +54,10 @@ func (g *Gateway) pushStop() {
 	push("evacuation", g.evacuation.wait) // the drain leaves it nothing to do
 	g.teardown.Push("drain", g.cfg.DrainTimeout+stepBudget, func(ctx context.Context) error {
 		g.stopBy = time.Now().Add(g.cfg.DrainTimeout)
+		g.drainer.End()
+		order := g.awaitSlot(ctx)
 		g.evacuation.forbid()
-		g.drain(ctx)
+		g.drain(ctx, order)
 		return nil
 	})
 }
@@ -69,13 +76,30 @@ func (g *Gateway) setPhase(p gatewayv1.Phase) {
 	g.uplink.Announce()
 }
 
+// awaitSlot waits, serving, for the control plane to say how this gateway is to
+// drain. It does not wait when there is nothing to wait for.
+func (g *Gateway) awaitSlot(ctx context.Context) (order drainer.Order) {
+	if g.sessions.Len() == 0 || g.drainer.Progress() != nil || g.isSuperseded() || g.isFenced() {
+		return drainer.Order{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(slotShare*float64(g.cfg.DrainTimeout)))
+	defer cancel()
+	granted := g.slots.Await(ctx, g.drainer.Begun(), func() *controlv1.TerminateRequest {
+		return &controlv1.TerminateRequest{
+			NodeId: g.ref.GetNodeId(), Incarnation: g.ref.GetIncarnation(), Sessions: uint64(g.sessions.Len()),
+			TimeoutMs: uint64(max(0, time.Until(g.stopBy).Milliseconds())),
+		}
+	})
+	return drainer.Order{Operation: granted.GetOperationId(), Pace: granted.GetSessionsPerSecond(), Targets: granted.GetTargets()}
+}
+
 // drain ends the sessions, all of them: what it could not end is cut by the
 // steps that follow.
-func (g *Gateway) drain(ctx context.Context) {
-	g.setPhase(gatewayv1.Phase_PHASE_DRAINING)
+func (g *Gateway) drain(ctx context.Context, order drainer.Order) {
 	began := time.Now()
+	total := time.Until(g.stopBy) - (g.cfg.DrainTimeout - drainShare(g.cfg.DrainTimeout))
 	g.tel.Log.Info("shutdown_drain_begin", "sessions", g.sessions.Len(), "timeout", g.cfg.DrainTimeout.String())
-	sum := drainer.Drain(ctx, g.sessions, g.uplink, drainShare(g.cfg.DrainTimeout), g.tel.Log)
+	sum := g.drainer.Finish(ctx, total, order)
 	g.drains.Inc()
 	g.tel.Log.Info("shutdown_drain_done", summary(sum, time.Since(began))...)
 }
@@ -114,6 +138,17 @@ func (g *Gateway) evacuate(ctx context.Context) {
 	g.sessions.Walk(func(s *session.Session) bool { s.Shut(); return true })
 	sum := drainer.Drain(ctx, g.sessions, g.uplink, drainShare(g.cfg.DrainTimeout), g.tel.Log)
 	g.tel.Log.Warn("evacuation_done", summary(sum, time.Since(began))...)
+}
+
+// evacuating says why no session can be moved now.
+func (g *Gateway) evacuating() string {
+	if g.isSuperseded() {
+		return "superseded"
+	}
+	if g.isFenced() {
+		return "no router holds its lease, and it ends its sessions by itself"
+	}
+	return ""
 }
 
 // isFenced reports whether the gateway serves nobody because no router held its

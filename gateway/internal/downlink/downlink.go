@@ -27,8 +27,17 @@ type Options struct {
 	// RoutersLinked and RefusedHandshakes are for Status; nil means 0.
 	RoutersLinked     func() int
 	RefusedHandshakes func() uint64
+	// Drainer drains and sheds.
+	Drainer Drainer
 	// Complete adds to a Status what is known elsewhere; nil: nothing.
 	Complete func(*gatewayv1.StatusResponse)
+}
+
+// Drainer moves sessions to other gateways. Errors are of package fault.
+type Drainer interface {
+	Drain(*gatewayv1.DrainRequest) (*gatewayv1.DrainProgress, error)
+	Undrain(operation string) (*gatewayv1.DrainProgress, error)
+	Shed(*gatewayv1.ShedRequest) (*gatewayv1.ShedResponse, error)
 }
 
 // Service implements gatewayv1connect.GatewayServiceHandler.

@@ -1,328 +1,244 @@
-// Package drainer ends all sessions of a gateway, paced, so that their clients do
-// not all come back elsewhere at once (DESIGN section 6).
+// Package drainer moves sessions to other gateways, paced: all of them in a drain,
+// by itself or as the control plane directs it, or some of them while the gateway
+// goes on serving (DESIGN section 6).
 package drainer
 
 import (
 	"cmp"
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/mics-im/mics/gateway/internal/registry"
-	"github.com/mics-im/mics/gateway/internal/session"
-	messagev1 "github.com/mics-im/mics/proto/mics/message/v1"
+	"github.com/mics-im/mics/internal/fault"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
-
-// Routers is what a drain needs of them.
-type Routers interface {
-	// Release tells the homes that the sessions' routes go. It returns when all have
-	// answered or ctx ends; the error says how many were not told.
-	Release(ctx context.Context, sessions []*session.Session) error
-	// Migrate returns tokens with which the sessions' clients can move until the
-	// deadline, one per session, empty for one that cannot; the error says why.
-	Migrate(ctx context.Context, sessions []*session.Session, deadline time.Duration) ([]string, error)
-}
-
-// Summary is what a drain did.
-type Summary struct {
-	// Sessions that there were; Moved went on elsewhere before this one ended; Told
-	// of the others got the close frame; Echoed answered it; Forced were cut at the
-	// deadline.
-	Sessions, Moved, Told, Echoed, Forced int
-	// HandedBack counts messages given back to routers.
-	HandedBack int
-	// Left is how many sessions no router had taken back when Drain returned.
-	Left int
-}
 
 const (
-	// spread is the share of the timeout over which sessions are told, and cutAt
-	// where those that have not ended are cut. The rest is for handing back.
-	spread = 0.8
-	cutAt  = 0.9
-	// moveSpread is the share of the timeout over which V2 clients are to begin to
-	// move, and moveBy when those that have not moved are told like any other.
-	moveSpread = 0.5
-	moveBy     = 0.75
-	// moveLead is how early a client is asked, moveBatch how many at once.
-	moveLead  = time.Second
-	moveBatch = 512
-	// perSession is how far apart sessions are at most: a small gateway need not
-	// take long.
-	perSession = 20 * time.Millisecond
-	// step is the distance of waves: the sessions due within one are released in
-	// one call.
-	step = 50 * time.Millisecond
-	// releaseShare and answerShare of the timeout bound what a wave waits for
-	// before its sessions are closed all the same.
-	releaseShare = 0.2
-	answerShare  = 0.1
-	maxRelease   = 2 * time.Second
-	maxAnswer    = time.Second
+	// OwnOperation names the drain of a gateway that ends without the control plane.
+	OwnOperation = "sigterm"
+	// maxUndone bounds the remembered operations that a late repeat must not begin
+	// again.
+	maxUndone = 16
 )
 
-// Drain ends every session within the timeout; it returns when there is none left
-// or the timeout is over. When ctx ends, what is left is cut at once.
-//
-// V2 clients are asked to move first; what is left of them at a deadline, or cannot
-// be asked, is treated like V1: each wave's routes are released first; then each
-// session is flushed and closed with 4200 as soon as its messages are answered, and
-// read until it echoes, all of which the sessions do by themselves: none waits for
-// another, and a peer that does not echo holds nothing up. Sessions without a
-// socket are handed back at once.
+// Drain ends every session within the timeout by the gateway's own plan; it returns
+// when there is none left or the timeout is over. When ctx ends, what is left is cut
+// at once.
 func Drain(ctx context.Context, reg *registry.Registry, up Routers, timeout time.Duration, log *slog.Logger) Summary {
-	d := &drain{reg: reg, up: up, timeout: timeout, log: log, seen: map[uint64]bool{}, start: time.Now()}
-	if reg.Len() == 0 {
-		return Summary{}
-	}
-	ctx, cancel := context.WithDeadline(ctx, d.start.Add(timeout))
-	defer cancel()
-	d.run(ctx)
-	cancel() // waves that still wait for a router
-	d.waves.Wait()
-	return d.summary()
-}
-
-type drain struct {
-	reg     *registry.Registry
-	up      Routers
-	timeout time.Duration
-	log     *slog.Logger
-	start   time.Time
-
-	// Owned by the goroutine of Drain.
-	seen   map[uint64]bool
-	all    []*session.Session
-	plan   []planned // by due, those that are to be told and not due yet
-	movers []planned // by due, those that are to be asked
-	forced int
-
-	waves sync.WaitGroup
-
-	mu     sync.Mutex
-	asked  []*session.Session // guarded by mu
-	unable []planned          // guarded by mu: those that could not be asked
-}
-
-type planned struct {
-	s   *session.Session
-	due time.Duration
-}
-
-func (d *drain) part(share float64) time.Duration { return time.Duration(share * float64(d.timeout)) }
-
-func (d *drain) run(ctx context.Context) {
-	d.discover(0)
-	tick := time.NewTicker(max(time.Millisecond, min(step, d.part(0.02))))
-	defer tick.Stop()
-	cut := false
-	for n := 0; ; n++ {
-		elapsed := time.Since(d.start)
-		if n%10 == 0 && !cut {
-			d.discover(elapsed) // OpenSessions that were under way
-		}
-		d.ask(ctx, elapsed)
-		d.collect(elapsed)
-		d.wave(ctx, elapsed)
-		if d.reg.Len() == 0 {
-			return
-		}
-		if elapsed >= d.part(cutAt) && !cut {
-			cut = true
-			d.cut()
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			if !cut {
-				d.cut()
-			}
-			return
-		}
-	}
-}
-
-// discover plans the sessions that are new.
-func (d *drain) discover(elapsed time.Duration) {
-	var movers, others []*session.Session
-	d.reg.Walk(func(s *session.Session) bool {
-		if d.seen[s.ID()] {
-			return true
-		}
-		stage := s.Stage()
-		switch {
-		case stage == session.Suspended:
-			s.Close(session.CodeDraining, "server draining")
-		case s.Suspect():
-			d.plan = append(d.plan, planned{s, elapsed})
-		case s.Version() < 2 || stage == session.Ending || elapsed >= d.part(moveBy):
-			others = append(others, s)
-		case stage == session.Opening:
-			return true // it can be asked when it is open
-		default:
-			movers = append(movers, s)
-		}
-		d.seen[s.ID()] = true
-		d.all = append(d.all, s)
-		return true
-	})
-	d.plan = spreadOut(d.plan, others, elapsed, d.part(spread))
-	d.movers = spreadOut(d.movers, movers, elapsed, d.part(moveSpread))
-}
-
-// spreadOut adds sessions to a plan, between now and the end.
-func spreadOut(plan []planned, sessions []*session.Session, now, end time.Duration) []planned {
-	n := len(sessions)
-	for i, s := range sessions {
-		plan = append(plan, planned{s, now + due(i, n, end-now, rand.Float64())})
-	}
-	slices.SortFunc(plan, func(a, b planned) int { return cmp.Compare(a.due, b.due) })
-	return plan
-}
-
-// due is when the i-th of n sessions is told, of which each has its slot in the
-// window and is somewhere in it by jitter, in [0, 1).
-func due(i, n int, window time.Duration, jitter float64) time.Duration {
-	window = max(0, min(window, time.Duration(n)*perSession))
-	return time.Duration((float64(i) + jitter) / float64(n) * float64(window))
-}
-
-// take removes from a plan what is due.
-func take(plan *[]planned, now time.Duration) []planned {
-	n := 0
-	for n < len(*plan) && (*plan)[n].due <= now {
-		n++
-	}
-	batch := (*plan)[:n:n]
-	*plan = (*plan)[n:]
-	return batch
-}
-
-// ask has the clients asked whose time to move is near, in goroutines, because it
-// waits for routers.
-func (d *drain) ask(ctx context.Context, elapsed time.Duration) {
-	for batch := range slices.Chunk(take(&d.movers, elapsed+moveLead), moveBatch) {
-		d.waves.Go(func() { d.migrate(ctx, batch) }) // ends with its call, bounded
-	}
-}
-
-// migrate asks clients to move. The one that is due later is told to wait until
-// then: clients cannot know the fleet.
-func (d *drain) migrate(ctx context.Context, batch []planned) {
-	sessions := make([]*session.Session, len(batch))
-	for i, p := range batch {
-		sessions[i] = p.s
-	}
-	end := d.part(moveBy)
-	tokens, err := d.up.Migrate(ctx, sessions, end-time.Since(d.start))
-	if err != nil {
-		d.log.Warn("drain_migrate_failed", "sessions", len(batch), "error", err)
-	}
-	for i, p := range batch {
-		now := time.Since(d.start)
-		ok := i < len(tokens) && tokens[i] != "" && now < end && p.s.Migrate(&messagev1.Migrate{
-			Reason: "draining", DeadlineMs: (end - now).Milliseconds(), DelayMs: max(0, p.due-now).Milliseconds(), ResumeToken: tokens[i],
-		})
-		d.mu.Lock()
-		if ok {
-			d.asked = append(d.asked, p.s)
-		} else {
-			d.unable = append(d.unable, p)
-		}
-		d.mu.Unlock()
-	}
-}
-
-// collect plans those that do not move: what could not be asked, in its turn, and
-// what has been, at the deadline.
-func (d *drain) collect(elapsed time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if len(d.unable) > 0 {
-		d.plan = append(d.plan, d.unable...)
-		d.unable = nil
-		d.plan = spreadOut(d.plan, nil, 0, 0)
-	}
-	if elapsed < d.part(moveBy) || len(d.asked) == 0 {
-		return
-	}
-	for _, s := range d.asked {
-		if st := s.Stage(); st != session.Ending {
-			d.plan = append(d.plan, planned{s, elapsed})
-		}
-	}
-	d.asked = nil
-	d.plan = spreadOut(d.plan, nil, 0, 0)
-}
-
-// wave tells the sessions that are due, in a goroutine of its own, because it
-// waits for routers.
-func (d *drain) wave(ctx context.Context, elapsed time.Duration) {
-	due := take(&d.plan, elapsed)
-	if len(due) == 0 {
-		return
-	}
-	batch := make([]*session.Session, len(due))
-	for i := range batch {
-		batch[i] = due[i].s
-	}
-	d.waves.Go(func() { d.tell(ctx, batch) }) // ends with its release, bounded
-}
-
-// tell releases the routes of the sessions and has them closed.
-func (d *drain) tell(ctx context.Context, batch []*session.Session) {
-	var routed []*session.Session
-	for _, s := range batch {
-		if _, ok := s.Info(); ok {
-			s.Released()
-			routed = append(routed, s)
-		}
-	}
-	if len(routed) > 0 {
-		ctx, cancel := context.WithTimeout(ctx, min(maxRelease, d.part(releaseShare)))
-		if err := d.up.Release(ctx, routed); err != nil {
-			// What is delivered to them is refused or handed back, and so not lost.
-			d.log.Warn("drain_release_failed", "sessions", len(routed), "error", err)
-		}
-		cancel()
-	}
-	for _, s := range batch {
-		s.CloseAnswered(session.CodeDraining, "server draining", min(maxAnswer, d.part(answerShare)))
-	}
-}
-
-// cut ends what is left.
-func (d *drain) cut() {
-	d.discover(d.timeout)
-	d.plan, d.movers = nil, nil
-	for _, s := range d.all {
-		if o := s.Outcome(); !o.Ended {
-			d.forced++
-			s.Abort()
-		}
-	}
-}
-
-func (d *drain) summary() Summary {
-	sum := Summary{Sessions: len(d.all), Forced: d.forced}
-	for _, s := range d.all {
-		o := s.Outcome()
-		switch {
-		case o.Moved:
-			sum.Moved++
-		case o.Told:
-			sum.Told++
-		}
-		if o.Echoed {
-			sum.Echoed++
-		}
-		if !o.Gone {
-			sum.Left++
-		}
-		sum.HandedBack += o.HandedBack
-	}
+	r := newRun(reg, NewMover(up, log), "", timeout)
+	r.finish(timeout)
+	r.loop(ctx)
+	sum, _, _ := r.summary()
 	return sum
 }
+
+// Options of a Drainer; all are required.
+type Options struct {
+	Registry *registry.Registry
+	Routers  Routers
+	Log      *slog.Logger
+	// Timeout is that of a drain that is told none.
+	Timeout time.Duration
+	// Refuse says why no drain can begin now; empty: one can.
+	Refuse func() string
+	// OnPhase is told whether the gateway serves, drains or has drained. It must not
+	// block nor call back.
+	OnPhase func(gatewayv1.Phase)
+}
+
+// Drainer runs at most one operation at a time. Safe for concurrent use.
+type Drainer struct {
+	o     Options
+	mover *Mover
+
+	mu     sync.Mutex
+	op     *operation    // guarded by mu, like what follows; nil: none drains it
+	begun  chan struct{} // closed when one does
+	shed   *shed         // the last one; nil: none
+	ending bool          // the gateway ends
+	closed bool          // it has
+	undone []string      // operations that Undrain has ended, oldest first
+}
+
+// operation is a drain under way, or one that is over and keeps the gateway empty.
+type operation struct {
+	run  *run
+	stop context.CancelCauseFunc
+	done chan struct{}
+}
+
+// New returns a drainer that does nothing; Close ends it.
+func New(o Options) *Drainer {
+	return &Drainer{o: o, mover: NewMover(o.Routers, o.Log), begun: make(chan struct{})}
+}
+
+// Order is how a drain is to go on.
+type Order struct {
+	Operation string
+	// Pace is in sessions per second; 0: by the gateway's own plan.
+	Pace    float64
+	Paused  bool
+	Targets []*gatewayv1.Target
+}
+
+// Drain begins a drain, or changes pace, pause and targets of the one that the
+// request names.
+func (d *Drainer) Drain(req *gatewayv1.DrainRequest) (*gatewayv1.DrainProgress, error) {
+	order := Order{Operation: req.GetOperationId(), Pace: req.GetSessionsPerSecond(), Paused: req.GetPaused(), Targets: req.GetTargets()}
+	if err := checkOrder(order); err != nil {
+		return nil, err
+	}
+	timeout := d.o.Timeout
+	if ms := req.GetTimeoutMs(); ms > 0 {
+		timeout = time.Duration(min(ms, uint64(maxTimeout/time.Millisecond))) * time.Millisecond
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.closed:
+		return nil, errEnding()
+	case d.op != nil && d.op.run.id == order.Operation:
+		d.op.run.direct(order.Pace, order.Paused, order.Targets)
+		return d.op.run.Progress(), nil
+	case d.op != nil && d.ending:
+		return nil, fault.New(fault.FailedPrecondition, "the gateway is ending, by operation "+d.op.run.id)
+	case d.op != nil:
+		return nil, fault.New(fault.FailedPrecondition, "another operation drains the gateway: "+d.op.run.id)
+	case slices.Contains(d.undone, order.Operation):
+		return nil, fault.New(fault.FailedPrecondition, "this operation has been undone")
+	}
+	if why := d.o.Refuse(); why != "" {
+		return nil, fault.New(fault.FailedPrecondition, "the gateway cannot be drained now: "+why)
+	}
+	d.begin(order, timeout, 0)
+	return d.op.run.Progress(), nil
+}
+
+func errEnding() error { return fault.New(fault.FailedPrecondition, "the gateway is ending") }
+
+// begin begins a drain: what is left after the time last is closed at once; all is
+// over after total, unless it is 0. d.mu is held.
+func (d *Drainer) begin(order Order, last, total time.Duration) {
+	d.endShed()
+	d.o.OnPhase(gatewayv1.Phase_PHASE_DRAINING) // before sessions are counted
+	r := newRun(d.o.Registry, d.mover, order.Operation, last)
+	r.direct(order.Pace, order.Paused, order.Targets)
+	if total > 0 {
+		r.finish(total)
+	}
+	began := time.Now()
+	r.onDone = func(done bool) {
+		if !done {
+			d.o.OnPhase(gatewayv1.Phase_PHASE_DRAINING)
+			return
+		}
+		d.o.OnPhase(gatewayv1.Phase_PHASE_DRAINED)
+		d.o.Log.Info("drained", "operation", r.id, "took", time.Since(began).Round(time.Millisecond).String())
+	}
+	d.o.Log.Info("drain_begin", "operation", r.id, "sessions", r.Progress().GetSessions(), "sessions_per_second", order.Pace,
+		"timeout", last.String(), "targets", len(order.Targets))
+	ctx, stop := context.WithCancelCause(context.Background())
+	op := &operation{run: r, stop: stop, done: make(chan struct{})}
+	d.op = op
+	close(d.begun)
+	go func() {
+		defer close(op.done) // waited for by Undrain, Finish or Close
+		r.loop(ctx)
+		stop(nil)
+	}()
+}
+
+// Undrain ends a drain, if there is one, and returns what it had done. Clients that
+// have been asked may still move.
+func (d *Drainer) Undrain(id string) (*gatewayv1.DrainProgress, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.ending || d.closed:
+		return nil, errEnding()
+	case d.op == nil:
+		return nil, nil
+	case id != "" && id != d.op.run.id:
+		return nil, fault.New(fault.FailedPrecondition, "another operation drains the gateway: "+d.op.run.id)
+	}
+	op := d.op
+	op.stop(errUndrained)
+	<-op.done // what waits for routers has been cut short
+	d.op, d.begun = nil, make(chan struct{})
+	if d.undone = append(d.undone, op.run.id); len(d.undone) > maxUndone {
+		d.undone = d.undone[1:]
+	}
+	d.o.OnPhase(gatewayv1.Phase_PHASE_SERVING)
+	p := op.run.Progress()
+	d.o.Log.Info("undrained", "operation", op.run.id, "left", p.GetLeft(), "moved", p.GetMoved(), "closed", p.GetClosed())
+	return p, nil
+}
+
+// End says that the gateway ends: a drain can still begin, and none be undone.
+// Finish follows.
+func (d *Drainer) End() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ending = true
+}
+
+// Begun is closed when an operation drains the gateway.
+func (d *Drainer) Begun() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.begun
+}
+
+// Finish ends all sessions within that time: by the operation that drains the
+// gateway, or else by order, whose empty Operation means the gateway's own. When ctx
+// ends, what is left is cut at once. No operation can begin afterwards.
+func (d *Drainer) Finish(ctx context.Context, total time.Duration, order Order) Summary {
+	d.mu.Lock()
+	d.ending = true
+	if d.op == nil {
+		order.Operation = cmp.Or(order.Operation, OwnOperation)
+		d.begin(order, total, total)
+	} else {
+		d.op.run.finish(total)
+	}
+	op := d.op
+	d.mu.Unlock()
+	select {
+	case <-op.done:
+	case <-ctx.Done():
+		op.stop(ctx.Err())
+		<-op.done
+	}
+	d.Close()
+	sum, _, _ := op.run.summary()
+	return sum
+}
+
+// Close ends what runs, and leaves the sessions that are left. It may be called
+// again.
+func (d *Drainer) Close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	d.endShed()
+	if d.op != nil {
+		d.op.stop(errUndrained)
+		<-d.op.done
+	}
+}
+
+// Progress of the drain; nil: there is none.
+func (d *Drainer) Progress() *gatewayv1.DrainProgress {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.op == nil {
+		return nil
+	}
+	return d.op.run.Progress()
+}
+
+// maxTimeout keeps a mistaken timeout from overflowing.
+const maxTimeout = 24 * time.Hour

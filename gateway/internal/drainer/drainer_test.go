@@ -122,7 +122,7 @@ func (w *world) opening(version uint32) (s *session.Session, c *wstest.Client, o
 	w.t.Cleanup(c.End)
 	s = w.reg.Add(ws.NewConn(server, nil), session.Params{Tenant: "t", Device: "d", Version: version})
 	return s, c, func() {
-		s.Open(session.Admission{Identity: session.Identity{Tenant: "t", User: fmt.Sprint("user", s.ID()), Device: "d"}})
+		s.Open(session.Admission{Identity: session.Identity{Tenant: "t", User: fmt.Sprint("user", s.ID()), Device: "d"}, Heartbeat: 24 * time.Hour})
 	}
 }
 
@@ -302,23 +302,4 @@ func TestDrainEndsWithItsContext(t *testing.T) {
 			t.Errorf("%+v after %v", sum, time.Since(start))
 		}
 	})
-}
-
-func TestDue(t *testing.T) {
-	for _, c := range []struct {
-		i, n   int
-		window time.Duration
-		jitter float64
-		want   time.Duration
-	}{
-		{0, 1, 8 * time.Second, 0.5, 10 * time.Millisecond}, // one need not wait
-		{0, 8000, 8 * time.Second, 0, 0},
-		{4000, 8000, 8 * time.Second, 0, 4 * time.Second},
-		{7999, 8000, 8 * time.Second, 0.5, 7999500 * time.Microsecond},
-		{0, 10, -time.Second, 0.5, 0}, // too late to spread anything
-	} {
-		if got := due(c.i, c.n, c.window, c.jitter); got != c.want {
-			t.Errorf("due(%d, %d, %v, %v) = %v, want %v", c.i, c.n, c.window, c.jitter, got, c.want)
-		}
-	}
 }

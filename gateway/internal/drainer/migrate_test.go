@@ -45,7 +45,7 @@ func TestV2ClientsMove(t *testing.T) {
 				delay := time.Duration(m.GetDelayMs()) * time.Millisecond
 				end := asked + time.Duration(m.GetDeadlineMs())*time.Millisecond
 				if m.GetReason() != "draining" || m.GetUrl() != "" || m.GetResumeToken() != fmt.Sprint("token", s.ID()) ||
-					delay > moveLead || (end-7500*time.Millisecond).Abs() > 10*time.Millisecond {
+					delay > 50*time.Millisecond || (end-7500*time.Millisecond).Abs() > 10*time.Millisecond {
 					t.Errorf("%v after %v", m, asked)
 				}
 				time.Sleep(delay)
@@ -57,7 +57,7 @@ func TestV2ClientsMove(t *testing.T) {
 		sum := w.drain(timeout)
 		took := time.Since(start)
 		wg.Wait()
-		if want := (Summary{Sessions: n, Moved: n, Echoed: n}); sum != want {
+		if want := (Summary{Sessions: n, Moved: n}); sum != want {
 			t.Errorf("%+v, want %+v", sum, want)
 		}
 		// 200 sessions, 20 ms apart.
@@ -168,7 +168,7 @@ func TestAV2SessionThatOpensMeanwhileIsAsked(t *testing.T) {
 			}
 			s.Freeze(t.Context(), session.Takeover{Code: session.CodeReplaced, Reason: "replaced", Resume: true})
 		}()
-		if sum, want := w.drain(10*time.Second), (Summary{Sessions: 1, Moved: 1, Echoed: 1}); sum != want {
+		if sum, want := w.drain(10*time.Second), (Summary{Sessions: 1, Moved: 1}); sum != want {
 			t.Errorf("%+v, want %+v", sum, want)
 		}
 	})

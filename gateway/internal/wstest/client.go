@@ -69,7 +69,7 @@ func (c *Client) Echo(on bool) {
 func (c *Client) read() {
 	defer close(c.over)
 	for range c.tokens {
-		op, payload, err := readFrame(c.Conn)
+		op, payload, err := ReadFrame(c.Conn)
 		if err != nil {
 			return
 		}
@@ -101,7 +101,8 @@ func (c *Client) take(op ws.Op, payload []byte) bool {
 	return false
 }
 
-func readFrame(r io.Reader) (ws.Op, []byte, error) {
+// ReadFrame reads a frame of a server.
+func ReadFrame(r io.Reader) (ws.Op, []byte, error) {
 	var h [10]byte
 	if _, err := io.ReadFull(r, h[:2]); err != nil {
 		return 0, nil, err
@@ -131,10 +132,15 @@ func readFrame(r io.Reader) (ws.Op, []byte, error) {
 // Write sends a frame, masked with zeros. An error is no failure: the server may
 // have gone, which the test sees.
 func (c *Client) Write(op ws.Op, payload []byte) {
+	WriteFrame(c.Conn, op, payload)
+}
+
+// WriteFrame is Client.Write on any connection.
+func WriteFrame(w io.Writer, op ws.Op, payload []byte) {
 	f := ws.AppendHeader(nil, op, len(payload))
 	f[1] |= 0x80
 	f = append(f, 0, 0, 0, 0)
-	_, _ = c.Conn.Write(append(f, payload...))
+	_, _ = w.Write(append(f, payload...))
 }
 
 // Close sends a close frame.
