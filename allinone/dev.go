@@ -82,13 +82,12 @@ func (d *Dev) wire(ctx context.Context, cfg Config) error {
 
 	tenants["NODE_ID"] = "router-1"
 	tenants["INTERNAL_LISTEN"] = loopback
-	router, routerAddr, err := newRouter(ctx, set.with(tenants), cfg.LogWriter)
+	router, routerURL, err := newRouter(ctx, set.with(tenants), cfg.LogWriter)
 	if err != nil {
 		return fmt.Errorf("router: %w", err)
 	}
 	d.router = router
 	d.teardown.Push("router", stopBudget, router.Stop)
-	routerURL := "http://" + routerAddr
 
 	control, controlAddr, err := newControlPlane(ctx, set.with(map[string]string{
 		"NODE_ID": "controlplane-1", "LISTEN": net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.ControlPort)),

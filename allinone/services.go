@@ -28,7 +28,7 @@ type gatewayService struct {
 // lookup is where a service's settings come from.
 type lookup = func(name string) (string, bool)
 
-// newRouter returns the service and its RPC address.
+// newRouter returns the service and its base URL.
 func newRouter(ctx context.Context, l lookup, log io.Writer) (service, string, error) {
 	cfg, err := router.LoadConfig(nil, l)
 	if err != nil {
@@ -39,7 +39,7 @@ func newRouter(ctx context.Context, l lookup, log io.Writer) (service, string, e
 	if err != nil {
 		return nil, "", err
 	}
-	return r, r.InternalAddr(), nil
+	return r, r.Endpoint(), nil
 }
 
 // newControlPlane returns the service and its operator address.

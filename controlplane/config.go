@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +17,7 @@ import (
 	"github.com/mics-im/mics/internal/config"
 	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
+	"github.com/mics-im/mics/internal/trust"
 )
 
 // Defaults of what operators seldom set.
@@ -60,7 +61,9 @@ type Config struct {
 	// takes that does not say so itself; 0: unknown.
 	DrainBudget               int
 	DrainMaxRate, SessionsMax int
-	Telemetry                 telemetry.Config
+	// Cluster is how this process and the cluster's others know each other.
+	Cluster   trust.Config
+	Telemetry telemetry.Config
 }
 
 // LoadConfig reads the configuration from flags and, through lookup, from the
@@ -83,9 +86,10 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.Int(&c.DrainBudget, "DRAIN_BUDGET", config.Bound{Min: 1, Max: 1000}, "gateways that are drained at a time")
 	s.Int(&c.DrainMaxRate, "DRAIN_MAX_RATE", config.Bound{Min: 1, Max: 1_000_000}, "sessions per second at which a gateway is drained at most, unless told otherwise for one drain")
 	s.Int(&c.SessionsMax, "GATEWAY_SESSIONS_MAX", config.Bound{Max: 100_000_000}, "sessions that a gateway takes which does not say so itself, for the check of room; 0: unknown")
+	c.Cluster.Register(s)
 	c.Telemetry.Register(s)
 	s.Check(func() error { _, err := c.routers(); return err })
-	s.Check(c.check)
+	s.Check(func() error { return c.check() })
 	if err := s.Parse(args, lookup); err != nil {
 		if errors.Is(err, config.ErrHelp) {
 			err = helpText("mics-controlplane operates a MICS cluster.\n\nSettings, as flags or [environment variables]:\n" + s.Usage())
@@ -103,14 +107,13 @@ func (helpText) Unwrap() error   { return config.ErrHelp }
 
 // check checks what no parser has.
 func (c Config) check() error {
-	if c.PublicEndpoint == "" {
-		return nil
+	var errs []error
+	if c.PublicEndpoint != "" {
+		if _, err := rpc.ParseURL(c.PublicEndpoint); err != nil {
+			errs = append(errs, fmt.Errorf("PUBLIC_ENDPOINT: %w", err))
+		}
 	}
-	u, err := url.Parse(c.PublicEndpoint)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return fmt.Errorf("PUBLIC_ENDPOINT: %q is no http:// or https:// base URL", c.PublicEndpoint)
-	}
-	return nil
+	return errors.Join(append(errs, c.Cluster.Check(c.InternalListen, slices.Concat(c.RouterEndpoints, []string{c.PublicEndpoint})...))...)
 }
 
 // endpoint is PublicEndpoint, or what it is by default for a listener at addr.
@@ -120,12 +123,12 @@ func (c Config) endpoint(addr string) string {
 	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return "http://" + addr
+		return c.Cluster.Scheme() + "://" + addr
 	}
 	if ip, err := netip.ParseAddr(host); err != nil || ip.IsUnspecified() {
 		host = config.HostName()
 	}
-	return "http://" + net.JoinHostPort(host, port)
+	return c.Cluster.Scheme() + "://" + net.JoinHostPort(host, port)
 }
 
 // openStore opens what Redis says.

@@ -21,6 +21,7 @@ import (
 	"github.com/mics-im/mics/internal/lifecycle"
 	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
+	"github.com/mics-im/mics/internal/trust"
 	"github.com/mics-im/mics/proto/mics/control/v1/controlv1connect"
 )
 
@@ -50,6 +51,9 @@ type ControlPlane struct {
 // must be called also without Start. An invalid cfg wraps config.ErrInvalid.
 func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	cfg = cfg.withDefaults()
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("%w: %w", config.ErrInvalid, err)
+	}
 	seeds, err := cfg.routers()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", config.ErrInvalid, err)
@@ -71,15 +75,22 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	}
 	c.teardown.Push("store", stepBudget, func(context.Context) error { st.Close(); return nil })
 
-	client := rpc.NewClient()
+	cluster, err := trust.New(cfg.Cluster, c.tel)
+	if err != nil {
+		return nil, err
+	}
+	c.teardown.Push("cluster credentials", stepBudget, func(context.Context) error { return cluster.Close() })
+	client := cluster.Client()
 	c.teardown.Push("rpc client", stepBudget, func(context.Context) error { client.CloseIdleConnections(); return nil })
 	c.fleet = fleet.New(fleet.Config{
-		Source: fleet.NewRPC(client, seeds, "http"), Interval: cfg.PollInterval, ForgetAfter: cfg.ForgetAfter, Telemetry: c.tel,
+		Source: fleet.NewRPC(client, seeds, cfg.Cluster.Scheme()), Interval: cfg.PollInterval, ForgetAfter: cfg.ForgetAfter, Telemetry: c.tel,
 	})
 
 	internalMux := http.NewServeMux()
 	rpc.Operate(internalMux, c.tel.Metrics(), c.fleet.NotReady)
-	if c.internal, err = c.listen("internal server", cfg.InternalListen, internalMux); err != nil {
+	if c.internal, err = c.listen("internal server", cfg.InternalListen, func(ln net.Listener) *rpc.Server {
+		return cluster.Server(ln, internalMux)
+	}); err != nil {
 		return nil, fmt.Errorf("INTERNAL_LISTEN: %w", err)
 	}
 	c.elector = store.NewElector(store.ElectorConfig{
@@ -99,7 +110,9 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	// Whoever reaches the port may operate, but no web page may make an
 	// operator's browser do it.
 	guarded := http.NewCrossOriginProtection().Handler(operatorMux)
-	if c.operator, err = c.listen("operator server", cfg.Listen, guarded); err != nil {
+	if c.operator, err = c.listen("operator server", cfg.Listen, func(ln net.Listener) *rpc.Server {
+		return rpc.NewServer(ln, guarded, nil, c.tel.Log)
+	}); err != nil {
 		return nil, fmt.Errorf("LISTEN: %w", err)
 	}
 	// Before the server that carries them, which waits for its streams.
@@ -107,13 +120,13 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	return c, nil
 }
 
-// listen binds addr and makes a server of it that Stop stops.
-func (c *ControlPlane) listen(name, addr string, h http.Handler) (*rpc.Server, error) {
+// listen binds addr and has a server made of it that Stop stops.
+func (c *ControlPlane) listen(name, addr string, serve func(net.Listener) *rpc.Server) (*rpc.Server, error) {
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	s := rpc.NewServer(ln, h, nil, c.tel.Log)
+	s := serve(ln)
 	c.teardown.Push(name, serverBudget, s.Stop)
 	return s, nil
 }

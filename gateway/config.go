@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -17,6 +18,7 @@ import (
 	"github.com/mics-im/mics/internal/config"
 	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
+	"github.com/mics-im/mics/internal/trust"
 )
 
 // Config is a gateway's configuration. LoadConfig fills in the defaults; New
@@ -63,7 +65,9 @@ type Config struct {
 	AcceptRate, AcceptRatePerAddress, MaxConnections, FloodPerSecond int
 	// QueueFrames and QueueBytes bound what waits for one client.
 	QueueFrames, QueueBytes int
-	Telemetry               telemetry.Config
+	// Cluster is how this gateway and the other processes know each other.
+	Cluster   trust.Config
+	Telemetry telemetry.Config
 }
 
 // Defaults.
@@ -124,6 +128,7 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.Int(&c.FloodPerSecond, "FLOOD_MESSAGES_PER_SECOND", anyNumber, "frames per second from one client, in the long run; 0: no limit")
 	s.Int(&c.QueueFrames, "SESSION_QUEUE_FRAMES", config.Bound{Min: 16, Max: 1 << 20}, "frames that may wait for one client")
 	s.Int(&c.QueueBytes, "SESSION_QUEUE_BYTES", config.Bound{Min: 64 << 10, Max: 1 << 30}, "bytes that may wait for one client")
+	c.Cluster.Register(s)
 	c.Telemetry.Register(s)
 	s.Check(func() error { return c.check() })
 	if err := s.Parse(args, lookup); err != nil {
@@ -168,6 +173,9 @@ func (c Config) check() error {
 	}
 	_, err = c.proxies()
 	bad("TRUSTED_PROXIES", err)
+	if err := c.Cluster.Check(cmp.Or(c.InternalListen, defaultInternalListen), slices.Concat(c.RouterEndpoints, []string{c.PublicEndpoint})...); err != nil {
+		errs = append(errs, err)
+	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		bad("TLS_CERT_FILE, TLS_KEY_FILE", errors.New("one of them alone is of no use"))
 	}
@@ -217,10 +225,10 @@ func (c Config) endpoint(addr string) string {
 	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return "http://" + addr
+		return c.Cluster.Scheme() + "://" + addr
 	}
 	if ip, err := netip.ParseAddr(host); err != nil || ip.IsUnspecified() {
 		host = config.HostName()
 	}
-	return "http://" + net.JoinHostPort(host, port)
+	return c.Cluster.Scheme() + "://" + net.JoinHostPort(host, port)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/internal/config"
+	"github.com/mics-im/mics/internal/trust"
 )
 
 func lookup(m map[string]string) func(string) (string, bool) {
@@ -18,7 +19,7 @@ func TestLoadConfig(t *testing.T) {
 	c, err := LoadConfig([]string{"--track=canary"}, lookup(map[string]string{
 		"ROUTER_ENDPOINTS": "http://a:9080, dns://routers:9080", "NODE_ID": "g-0", "TRACK": "stable", "DRAIN_TIMEOUT_SECONDS": "25",
 		"WS_KEEPALIVE_INTERVAL_SECONDS": "0", "ALLOWED_ORIGINS": "https://a.example, http://localhost:3000",
-		"TRUSTED_PROXIES": "10.0.0.0/8,::1", "RESUME_WINDOW_SECONDS": "5", "ACCEPT_RATE_PER_ADDRESS": "0", "PUBLIC_ENDPOINT": "http://g-0.gateways:9080",
+		"TRUSTED_PROXIES": "10.0.0.0/8,::1", "RESUME_WINDOW_SECONDS": "5", "ACCEPT_RATE_PER_ADDRESS": "0", "CLUSTER_TOKEN_FILE": "tokens", "PUBLIC_ENDPOINT": "http://g-0.gateways:9080",
 		"CLIENT_URL": "wss://g-0.example/ws",
 	}))
 	if err != nil {
@@ -32,12 +33,12 @@ func TestLoadConfig(t *testing.T) {
 		t.Errorf("endpoint %q", got)
 	}
 	// What is read is what New would take for the zero value.
-	c, err = LoadConfig(nil, lookup(map[string]string{"ROUTER_ENDPOINTS": "http://a:1"}))
+	c, err = LoadConfig(nil, lookup(map[string]string{"ROUTER_ENDPOINTS": "http://a:1", "CLUSTER_INSECURE": "true"}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	zero := Config{RouterEndpoints: c.RouterEndpoints, Keepalive: c.Keepalive, ResumeWindow: c.ResumeWindow, AcceptRatePerAddress: c.AcceptRatePerAddress,
-		FloodPerSecond: c.FloodPerSecond, Telemetry: c.Telemetry}.withDefaults()
+		FloodPerSecond: c.FloodPerSecond, Cluster: c.Cluster, Telemetry: c.Telemetry}.withDefaults()
 	if c = c.withDefaults(); !reflect.DeepEqual(c, zero) {
 		t.Errorf("LoadConfig %+v\nNew        %+v", c, zero)
 	}
@@ -62,6 +63,8 @@ func TestLoadConfigErrors(t *testing.T) {
 		"node id":    {"NODE_ID", "a b", "NODE_ID"},
 		"long id":    {"NODE_ID", strings.Repeat("x", 129), "NODE_ID"},
 		"level":      {"LOG_LEVEL", "loud", "LOG_LEVEL"},
+		"open":       {"LISTEN", ":1", "INTERNAL_LISTEN"},
+		"http":       {"INTERNAL_TLS_CERT_FILE", "x", "all three are needed"},
 	} {
 		m := map[string]string{c.setting: c.value}
 		if c.setting != "ROUTER_ENDPOINTS" && c.setting != "X" {
@@ -88,6 +91,10 @@ func TestEndpoint(t *testing.T) {
 	} {
 		if got := (Config{}).endpoint(addr); got != want {
 			t.Errorf("%s: %s, want %s", addr, got, want)
+		}
+		secure := Config{Cluster: trust.Config{TLSCert: "x"}}
+		if got := secure.endpoint(addr); got != strings.Replace(want, "http:", "https:", 1) {
+			t.Errorf("%s with TLS: %s", addr, got)
 		}
 	}
 }

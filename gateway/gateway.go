@@ -27,6 +27,7 @@ import (
 	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/internal/tlsfile"
+	"github.com/mics-im/mics/internal/trust"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	"github.com/mics-im/mics/proto/mics/gateway/v1/gatewayv1connect"
 )
@@ -87,7 +88,12 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 	}
 	g.teardown.Push("telemetry", stepBudget, g.tel.Shutdown)
 	g.drains = g.tel.Counter("mics_shutdown_drain_total", "drains at a stop")
-	client := rpc.NewClient()
+	cluster, err := trust.New(cfg.Cluster, g.tel)
+	if err != nil {
+		return nil, err
+	}
+	g.teardown.Push("cluster credentials", stepBudget, func(context.Context) error { return cluster.Close() })
+	client := cluster.Client()
 	g.teardown.Push("rpc client", stepBudget, func(context.Context) error { client.CloseIdleConnections(); return nil })
 
 	internalListener, err := net.Listen("tcp", cfg.InternalListen)
@@ -96,7 +102,7 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 	}
 	g.endpoint = cfg.endpoint(internalListener.Addr().String())
 	mux := http.NewServeMux()
-	g.internal = rpc.NewServer(internalListener, mux, nil, g.tel.Log)
+	g.internal = cluster.Server(internalListener, mux)
 	g.teardown.Push("internal server", stepBudget, g.internal.Stop)
 
 	routers, err := cfg.routers()
@@ -105,7 +111,7 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 	}
 	g.uplink = uplink.New(uplink.Options{
 		Info: g.introduction, Sessions: func() uint64 { return uint64(g.sessions.Len()) },
-		Endpoints: routers, Scheme: "http", HTTP: client, Telemetry: g.tel,
+		Endpoints: routers, Scheme: cfg.Cluster.Scheme(), HTTP: client, Telemetry: g.tel,
 		OnFenced: g.fence, OnUnfenced: g.unfence, OnSuperseded: g.supersede, OnRouters: func() { g.orphans.Changed() },
 	})
 	g.sessions = registry.New(registry.Options{Session: session.Config{

@@ -12,6 +12,7 @@ import (
 	"github.com/mics-im/mics/internal/config"
 	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
+	"github.com/mics-im/mics/internal/trust"
 	"github.com/mics-im/mics/router/internal/event"
 	"github.com/mics-im/mics/router/internal/offline"
 	"github.com/mics-im/mics/router/internal/pipeline"
@@ -49,7 +50,9 @@ type Config struct {
 	events   event.Config
 	// dedupEntries bounds the remembered messages.
 	dedupEntries int
-	Telemetry    telemetry.Config
+	// Cluster is how this router and the other processes know each other.
+	Cluster   trust.Config
+	Telemetry telemetry.Config
 }
 
 // Bounds of settings, against slips of the finger.
@@ -91,6 +94,7 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.Int(&c.offline.MaxBytesPerUser, "OFFLINE_BUFFER_MAX_BYTES_PER_USER", config.Bound{Min: 0, Max: maxBytes}, "bytes kept for one absent user")
 	s.Int(&total, "OFFLINE_BUFFER_MAX_BYTES", config.Bound{Min: 0, Max: maxBytes}, "bytes kept for all absent users")
 	c.events.Register(s)
+	c.Cluster.Register(s)
 	c.Telemetry.Register(s)
 	s.Check(func() error { return c.check() })
 	if err := s.Parse(args, lookup); err != nil {
@@ -121,6 +125,9 @@ func (c Config) check() error {
 		if _, err := rpc.ParseURL(c.PublicEndpoint); err != nil {
 			problems = append(problems, fmt.Errorf("PUBLIC_ENDPOINT: %w", err))
 		}
+	}
+	if err := c.Cluster.Check(c.InternalListen, c.PublicEndpoint); err != nil {
+		problems = append(problems, err)
 	}
 	if c.TokenKeys != "" {
 		if _, err := token.Parse(c.TokenKeys); err != nil {
@@ -155,10 +162,10 @@ func (c Config) endpoint(addr net.Addr) string {
 	}
 	host, port, err := net.SplitHostPort(addr.String())
 	if err != nil {
-		return "http://" + addr.String()
+		return c.Cluster.Scheme() + "://" + addr.String()
 	}
 	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
 		host = config.HostName()
 	}
-	return "http://" + net.JoinHostPort(host, port)
+	return c.Cluster.Scheme() + "://" + net.JoinHostPort(host, port)
 }

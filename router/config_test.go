@@ -16,7 +16,7 @@ func env(m map[string]string) func(string) (string, bool) {
 }
 
 func TestLoadConfig(t *testing.T) {
-	c, err := LoadConfig([]string{"--group-route-chunk-size=7"}, env(map[string]string{"REDIS__CONNECTION": "redis://h:1", "OFFLINE_BUFFER_MAX_BYTES": "5"}))
+	c, err := LoadConfig([]string{"--group-route-chunk-size=7"}, env(map[string]string{"CLUSTER_TOKEN": "sixteen-or-more.", "REDIS__CONNECTION": "redis://h:1", "OFFLINE_BUFFER_MAX_BYTES": "5"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,6 +30,8 @@ func TestLoadConfig(t *testing.T) {
 		`PUBLIC_ENDPOINT: "h:1"`:           {"PUBLIC_ENDPOINT": "h:1"},
 		`GROUP_ROUTE_CHUNK_SIZE="0"`:       {"GROUP_ROUTE_CHUNK_SIZE": "0"},
 		"TENANT_AUTH_MAP":                  {"TENANT_AUTH_MAP": "{"},
+		"INTERNAL_LISTEN":                  {},
+		"CLUSTER_TOKEN: a token must":      {"CLUSTER_TOKEN": "short"},
 		`MAX_MESSAGE_BYTES="99999999999"`:  {"MAX_MESSAGE_BYTES": "99999999999"},
 		`HOOK_SIGN_REQUIRED="perhaps"`:     {"HOOK_SIGN_REQUIRED": "perhaps"},
 		"NODE_ID: must be 1 to 128 bytes":  {"NODE_ID": ""},

@@ -15,6 +15,7 @@ import (
 	"github.com/mics-im/mics/internal/lifecycle"
 	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
+	"github.com/mics-im/mics/internal/trust"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/admit"
 	"github.com/mics-im/mics/router/internal/away"
@@ -59,6 +60,7 @@ type Router struct {
 	cfg     Config
 	tel     *telemetry.Telemetry
 	stats   *stats.Stats
+	cluster *trust.Trust
 	signals *signals.Table
 	self    route.Router
 	client  *http.Client
@@ -105,6 +107,10 @@ func New(ctx context.Context, cfg Config) (_ *Router, err error) {
 		return nil, err
 	}
 	r.push("tenants", r.tenants.Close)
+	if r.cluster, err = trust.New(cfg.Cluster, r.tel); err != nil {
+		return nil, err
+	}
+	r.teardown.Push("cluster credentials", stepBudget, func(context.Context) error { return r.cluster.Close() })
 	ln, err := net.Listen("tcp", cfg.InternalListen)
 	if err != nil {
 		return nil, fmt.Errorf("INTERNAL_LISTEN: %w", err)
@@ -149,7 +155,7 @@ func (r *Router) openStore(ctx context.Context) error {
 // ends what uses something before what is used.
 func (r *Router) wire(ln net.Listener) {
 	cfg, log := r.cfg, r.tel.Log
-	r.client = rpc.NewClient()
+	r.client = r.cluster.Client()
 	r.push("rpc client", r.client.CloseIdleConnections)
 	hooks := hook.New(r.tel)
 	r.push("hooks", hooks.Close)
@@ -210,7 +216,7 @@ func (r *Router) wire(ln net.Listener) {
 	rpc.Operate(mux, r.tel.Metrics(), r.notReady, r.away.Degraded)
 	mux.Handle(routerv1connect.NewRouterServiceHandler(svc, rpc.HandlerOptions()...))
 	mux.Handle(routerv1connect.NewPeerServiceHandler(svc, rpc.HandlerOptions()...))
-	r.internal = rpc.NewServer(ln, mux, nil, log)
+	r.internal = r.cluster.Server(ln, mux)
 	r.teardown.Push("internal server", serverBudget, r.internal.Stop)
 	// Before the server that carries them, which waits for its streams.
 	r.teardown.Push("streams", streamsBudget, svc.Close)
@@ -270,6 +276,9 @@ func (r *Router) sweep(stop <-chan struct{}) {
 		}
 	}
 }
+
+// Endpoint is the base URL at which others reach it.
+func (r *Router) Endpoint() string { return r.self.Endpoint }
 
 // InternalAddr is where it listens, host:port.
 func (r *Router) InternalAddr() string { return r.internal.Addr() }
