@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -29,6 +30,8 @@ type Options struct {
 	Proxied bool
 	// Quiet shows no logs when the test fails.
 	Quiet bool
+	// Scheme of calls between processes; empty: http. What https needs is in Env.
+	Scheme string
 	// Tenants by name; none: one called acme.
 	Tenants []string
 	// Env are further settings, NAME=VALUE, of the processes with that name (gw1)
@@ -56,6 +59,7 @@ type Cluster struct {
 func New(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	o.Gateways, o.Routers = max(o.Gateways, 1), max(o.Routers, 1)
+	o.Scheme = cmp.Or(o.Scheme, "http")
 	if len(o.Tenants) == 0 {
 		o.Tenants = []string{"acme"}
 	}
@@ -113,9 +117,9 @@ func (c *Cluster) wire() error {
 		if err != nil {
 			return err
 		}
-		routers = append(routers, "http://"+reach)
+		routers = append(routers, c.opts.Scheme+"://"+reach)
 		c.service("router", &Process{Name: name, Internal: at, path: Binary(c.t, routerBin), env: []string{
-			"PUBLIC_ENDPOINT=http://" + reach, "REDIS__CONNECTION=" + store,
+			"PUBLIC_ENDPOINT=" + c.opts.Scheme + "://" + reach, "REDIS__CONNECTION=" + store,
 			"TENANT_AUTH_MAP=" + string(auth), "TENANT_HOOK_SECRETS=" + string(secrets),
 		}})
 	}
@@ -131,7 +135,7 @@ func (c *Cluster) wire() error {
 			return err
 		}
 		c.service("gateway", &Process{Name: name, Internal: at, Public: public, path: Binary(c.t, gatewayBin), env: []string{
-			"PUBLIC_ENDPOINT=http://" + reach, "LISTEN=" + public, all, "ACCEPT_RATE_PER_ADDRESS=0", "DRAIN_TIMEOUT_SECONDS=3",
+			"PUBLIC_ENDPOINT=" + c.opts.Scheme + "://" + reach, "LISTEN=" + public, all, "ACCEPT_RATE_PER_ADDRESS=0", "DRAIN_TIMEOUT_SECONDS=3",
 		}})
 	}
 	if c.opts.ControlPlane {

@@ -68,9 +68,12 @@ func TestWrongSettingsAreErrors(t *testing.T) {
 		{"mics-router", nil, "REDIS__CONNECTION"},
 		{"mics-router", []string{"REDIS__CONNECTION=memory", "TENANT_AUTH_MAP={"}, "TENANT_AUTH_MAP"},
 		{"mics-controlplane", nil, "ROUTER_ENDPOINTS"},
+		{"mics-router", []string{"REDIS__CONNECTION=memory", "INTERNAL_LISTEN=:0"}, "CLUSTER_TOKEN_FILE"},
+		{"mics-gateway", []string{"ROUTER_ENDPOINTS=http://127.0.0.1:1", "INTERNAL_LISTEN=:0"}, "CLUSTER_INSECURE"},
+		{"mics-router", []string{"REDIS__CONNECTION=memory", "CLUSTER_TOKEN_FILE=/nonexistent"}, "CLUSTER_TOKEN_FILE"},
 	} {
 		cmd := exec.Command(harness.Binary(t, c.binary))
-		cmd.Env = append(c.env, "LISTEN=127.0.0.1:0", "INTERNAL_LISTEN=127.0.0.1:0")
+		cmd.Env = append([]string{"LISTEN=127.0.0.1:0", "INTERNAL_LISTEN=127.0.0.1:0"}, c.env...)
 		out, err := cmd.CombinedOutput()
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(string(out), c.says) {
