@@ -18,6 +18,9 @@ const (
 	lingering = 5 * time.Second
 	// defaultMoveTime is the deadline of a Migrate that names none.
 	defaultMoveTime = 10 * time.Second
+	// targetShare of the time to move is for the URL that the cluster names; then it
+	// is the usual ones' turn.
+	targetShare = 3
 	// maxMoveTime keeps a mistaken deadline from overflowing.
 	maxMoveTime = time.Hour
 )
@@ -178,8 +181,12 @@ func (c *Client) move(ctx context.Context, l *link, m *messagev1.Migrate, at int
 		if u == nil {
 			u = c.urls[r.at]
 		}
+		patience := c.opts.DialTimeout
+		if target != nil {
+			patience = min(patience, within/targetShare) // then there is time for another
+		}
 		// Not ctx: an attempt that is under way may have been admitted already.
-		dctx, cancel := context.WithTimeout(c.live, c.opts.DialTimeout)
+		dctx, cancel := context.WithTimeout(c.live, patience)
 		// The resume token stands for the authentication, so the token is not renewed.
 		next, err := open(dctx, &c.opts, u, l.token, resume)
 		cancel()
@@ -193,7 +200,8 @@ func (c *Client) move(ctx context.Context, l *link, m *messagev1.Migrate, at int
 		if ce, ok := errors.AsType[*CloseError](err); v.stop != nil || ok && ce.Code == codeUnauthorized && v.atOnce {
 			return r // the same answer is to be expected
 		}
-		if v.elsewhere && target == nil {
+		if v.elsewhere {
+			target = nil // out of reach: then by the usual way
 			r.at = (r.at + 1) % len(c.urls)
 		}
 		wait = pace.next(v)
@@ -210,16 +218,38 @@ func moveWait(delayMs int64, within, jitter time.Duration) time.Duration {
 	return wait + time.Duration(rand.Float64()*float64(min(jitter, (within-wait)/2)))
 }
 
-// moveURL is where a Migrate sends the client, nil for the usual URLs. It must
-// not take the token from an encrypted connection to one that is not.
+// moveURL is where a Migrate sends the client, nil for the usual URLs: a ws:// or
+// wss:// URL, or a reference to one like that of the present connection (RFC 3986,
+// section 5). It must not take the token from an encrypted connection to one that is
+// not.
 func (c *Client) moveURL(s, present string) *url.URL {
 	if s == "" {
 		return nil
 	}
-	u, err := gatewayURL(s)
-	if err != nil || secure(present) && !secure(u.Scheme) {
+	u := resolve(s, present)
+	if u == nil {
 		c.opts.Logger.Warn("mics: asked to move to an address that will not do")
+	}
+	return u
+}
+
+func resolve(s, present string) *url.URL {
+	base, err := url.Parse(present)
+	if err != nil {
 		return nil
+	}
+	u, err := base.Parse(s)
+	switch {
+	case err != nil || u.Host == "" || u.User != nil:
+		return nil
+	case u.Scheme != "ws" && u.Scheme != "wss" && u.Scheme != base.Scheme: // which may be http
+		return nil
+	case secure(present) && !secure(u.Scheme):
+		return nil
+	}
+	u.Fragment, u.RawFragment = "", ""
+	if u.Path == "" || u.Path == "/" {
+		u.Path = defaultPath
 	}
 	return u
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -331,8 +332,11 @@ func TestMoveURL(t *testing.T) {
 	}
 	for _, tt := range []struct{ url, present, want string }{
 		{"", "ws://a/ws", ""}, {"ws://b", "ws://a/ws", "ws://b/ws"}, {"wss://b/x", "ws://a/ws", "wss://b/x"},
-		{"ws://b", "wss://a/ws", ""}, {"http://b", "https://a/ws", ""}, {"https://b", "wss://a/ws", "https://b/ws"},
-		{"ftp://b", "ws://a/ws", ""}, {"::", "ws://a/ws", ""},
+		{"ws://b", "wss://a/ws", ""}, {"http://b", "https://a/ws", ""}, {"https://b", "wss://a/ws", ""}, {"wss://b", "https://a/ws", "wss://b/ws"},
+		{"ftp://b", "ws://a/ws", ""}, {"::", "ws://a/ws", ""}, {"ws://u:p@b/ws", "ws://a/ws", ""}, {"ws:///ws", "ws://a/ws", ""},
+		// References.
+		{"?track=canary", "wss://a/ws", "wss://a/ws?track=canary"}, {"/other?x=1#f", "ws://a/ws", "ws://a/other?x=1"},
+		{"//b:8443/ws", "wss://a/ws", "wss://b:8443/ws"}, {"gw2", "https://a/im/ws", "https://a/im/gw2"}, {"../ws", "ws://a/im/b/ws", "ws://a/im/ws"},
 	} {
 		got := ""
 		if u := c.moveURL(tt.url, tt.present); u != nil {
@@ -341,6 +345,63 @@ func TestMoveURL(t *testing.T) {
 		if got != tt.want {
 			t.Errorf("from %s to %q: %q, want %q", tt.present, tt.url, got, tt.want)
 		}
+	}
+}
+
+// TestMigrateToATarget: where the cluster says, and by the usual way if that cannot
+// be reached in time.
+func TestMigrateToATarget(t *testing.T) {
+	for name, c := range map[string]struct {
+		url, hosts string
+		within     time.Duration
+	}{
+		"a gateway":      {"ws://gw-b/ws", "[gw-a gw-b]", time.Second},
+		"a reference":    {"?track=canary", "[gw-a gw-a]", time.Second},
+		"silence":        {"ws://silent/ws", "[gw-a gw-a]", 5 * time.Second},
+		"it refuses":     {"ws://busy/ws", "[gw-a busy gw-a]", 3 * time.Second},
+		"nobody's there": {"ws://nobody/ws", "[gw-a gw-a]", 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				var asked, moved time.Time
+				first := connectedV2("r1", false, func(p *peer) {
+					asked = time.Now()
+					_ = p.migrate(&messagev1.Migrate{DeadlineMs: 9000, ResumeToken: "m1", Url: c.url})
+					time.Sleep(8 * time.Second)
+					p.close(4201, "replaced")
+				})
+				second := connectedV2("r2", true, func(p *peer) {
+					moved = time.Now()
+					p.ackAll()
+				})
+				steps := []step{first, second}
+				if name == "it refuses" {
+					steps = []step{first, status(http.StatusServiceUnavailable), second}
+				}
+				g := newGateway(t, steps...)
+				o := g.options()
+				o.HTTPClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+					switch addr {
+					case "silent:80":
+						<-ctx.Done()
+						return nil, ctx.Err()
+					case "nobody:80":
+						return nil, errors.New("connection refused")
+					}
+					return g.ln.dial(ctx, network, addr)
+				}}}
+				cl := connect(t, o)
+				time.Sleep(20 * time.Second)
+				synctest.Wait()
+				var hosts []string
+				for _, d := range g.seen() {
+					hosts = append(hosts, d.host)
+				}
+				if took := moved.Sub(asked); fmt.Sprint(hosts) != c.hosts || took > c.within || cl.Stats().Migrations != 1 || cl.Stats().Connects != 1 {
+					t.Errorf("dialed %v, moved after %v, %+v", hosts, took, cl.Stats())
+				}
+			})
+		})
 	}
 }
 

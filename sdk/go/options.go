@@ -141,6 +141,9 @@ func orInt[T ~int | ~int64](v *T, def T) {
 	}
 }
 
+// defaultPath is where gateways serve clients.
+const defaultPath = "/ws"
+
 // gatewayURL parses a gateway's base URL.
 func gatewayURL(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
@@ -156,7 +159,7 @@ func gatewayURL(s string) (*url.URL, error) {
 		return nil, fmt.Errorf("mics: Options.URLs: %q has no host", s)
 	}
 	if u.Path == "" || u.Path == "/" {
-		u.Path = "/ws"
+		u.Path = defaultPath
 	}
 	return u, nil
 }
