@@ -12,6 +12,7 @@ import (
 	"github.com/mics-im/mics/ctl/internal/cli"
 	"github.com/mics-im/mics/ctl/internal/cmd/check"
 	"github.com/mics-im/mics/ctl/internal/cmd/dlq"
+	"github.com/mics-im/mics/ctl/internal/cmd/drain"
 	"github.com/mics-im/mics/ctl/internal/cmd/kick"
 	"github.com/mics-im/mics/ctl/internal/cmd/nodes"
 	"github.com/mics-im/mics/ctl/internal/cmd/sessions"
@@ -23,7 +24,8 @@ import (
 type IO = cli.IO
 
 // Run runs micsctl with the arguments (without the program's name) and returns
-// its exit code: 0 for success, 1 for a failure, 2 for a wrong command line.
+// its exit code: 0 for success, 1 for a failure, 2 for a wrong command line, 3 for
+// a limit that was missed.
 // Errors have been written to io.Err.
 func Run(ctx context.Context, io IO, args []string) int {
 	app := cli.NewApp(io)
@@ -44,7 +46,8 @@ func newRoot(app *cli.App) *cobra.Command {
 		Long: `micsctl operates a MICS cluster through its control plane.
 
 Exit codes: 0 success; 1 failure (no answer, a refusal, a failed check);
-2 wrong command line, nothing was asked of the cluster.
+2 wrong command line, nothing was asked of the cluster; 3 done, and a limit given
+on the command line was missed (drain --wait).
 
 JSON and YAML (-o) hold the same document: lowerCamel names, RFC 3339 times in
 UTC, lists that are never null; incarnations are strings. Fields are only added.`,
@@ -60,6 +63,7 @@ UTC, lists that are never null; incarnations are strings. Fields are only added.
 	root.SetOut(app.Out)
 	root.SetErr(app.Err)
 	app.AddFlags(root)
-	root.AddCommand(nodes.NewCmd(app), sessions.NewCmd(app), kick.NewCmd(app), dlq.NewCmd(app), check.NewCmd(app), version.NewCmd(app))
+	root.AddCommand(nodes.NewCmd(app), sessions.NewCmd(app), kick.NewCmd(app), dlq.NewCmd(app), check.NewCmd(app),
+		drain.NewDrain(app), drain.NewUndrain(app), drain.NewDrains(app), drain.NewRehearse(app), version.NewCmd(app))
 	return root
 }

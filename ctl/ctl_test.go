@@ -42,7 +42,8 @@ type control struct {
 	kick     *controlv1.KickResponse
 	letters  []*routerv1.DeadLetter
 	redrive  []*routerv1.RedriveProgress
-	err      error
+	drains
+	err error
 	// watch serves WatchNodes.
 	watch func(context.Context, *connect.ServerStream[controlv1.WatchNodesResponse]) error
 

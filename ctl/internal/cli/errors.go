@@ -21,6 +21,8 @@ const (
 	ExitFailure = 1
 	// ExitUsage: the command line is wrong; nothing was asked of the cluster.
 	ExitUsage = 2
+	// ExitLimit: it was done, and missed a limit given on the command line.
+	ExitLimit = 3
 )
 
 // usageError marks what the person at the keyboard has to write differently.
@@ -30,6 +32,14 @@ func (e usageError) Unwrap() error { return e.error }
 
 // Usage marks err as a mistake on the command line.
 func Usage(err error) error { return usageError{err} }
+
+// limitError marks a limit that was missed.
+type limitError struct{ error }
+
+func (e limitError) Unwrap() error { return e.error }
+
+// Missed marks err as a limit that was missed.
+func Missed(err error) error { return limitError{err} }
 
 // runError marks an error as coming from a command that did run; whatever cobra
 // itself returns (an unknown flag, a missing argument) is not marked.
@@ -54,9 +64,12 @@ func Run(f func(ctx context.Context, args []string) error) func(*cobra.Command, 
 func ExitCode(err error) int {
 	var ran runError
 	var usage usageError
+	var limit limitError
 	switch {
 	case err == nil:
 		return ExitOK
+	case errors.As(err, &limit):
+		return ExitLimit
 	case errors.As(err, &usage), !errors.As(err, &ran):
 		return ExitUsage
 	}
