@@ -33,6 +33,33 @@ build: ## the binaries, into bin/
 	go build -trimpath -ldflags "-X github.com/mics-im/mics/internal/buildinfo.version=$(VERSION) -X github.com/mics-im/mics/ctl/internal/buildinfo.version=$(VERSION)" \
 	  -o bin/ ./gateway/cmd/mics-gateway ./router/cmd/mics-router ./controlplane/cmd/mics-controlplane ./ctl/cmd/micsctl ./allinone/cmd/mics-dev ./tests/load/cmd/mics-load
 
+# What the image holds, and how: the Dockerfile calls it too, so both make the same.
+ROOTFS ?= $(CURDIR)/bin/rootfs
+IMAGE ?= ghcr.io/mics-im/mics
+PLATFORMS ?= linux/amd64,linux/arm64
+CA_BUNDLE ?= /etc/ssl/certs/ca-certificates.crt
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+
+.PHONY: rootfs
+rootfs: ## the image's root file system, into bin/rootfs (GOOS, GOARCH, VERSION): static, reproducible, without a Docker engine
+	rm -rf $(ROOTFS) && mkdir -p $(ROOTFS)/etc/ssl/certs
+	build() { (cd $$1 && CGO_ENABLED=0 GOWORK=off go build -trimpath -buildvcs=false \
+	  -ldflags "-s -w -X github.com/mics-im/mics/internal/buildinfo.version=$(VERSION) -X github.com/mics-im/mics/ctl/internal/buildinfo.version=$(VERSION)" \
+	  -o $(ROOTFS)/$$2 ./cmd/$$2); }; \
+	build gateway mics-gateway; build router mics-router; build controlplane mics-controlplane; build ctl micsctl
+	install -m 0644 $(CA_BUNDLE) $(ROOTFS)/etc/ssl/certs/ca-certificates.crt
+	echo 'mics:x:65532:65532::/:/none' > $(ROOTFS)/etc/passwd
+	find $(ROOTFS) -exec touch -h -d @$(SOURCE_DATE_EPOCH) {} +
+
+.PHONY: image
+image: ## the container image, for PLATFORMS (needs docker buildx); pushes with IMAGE_OUTPUT=--push
+	docker buildx build --platform $(PLATFORMS) --build-arg VERSION=$(VERSION) --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) \
+	  -t $(IMAGE):$(VERSION) $(IMAGE_OUTPUT) .
+
+.PHONY: chart-readme
+chart-readme: ## charts/mics/README.md from the comments of its values
+	go test -count=1 ./tests/chart -run TestReadmeIsCurrent -update
+
 .PHONY: run
 run: build ## a whole cluster in one process, with a demo tenant: says what to do next
 	bin/mics-dev
