@@ -147,7 +147,7 @@ func (j *judge) rate(s Signal, l Limit, w Sample) Finding {
 func (j *judge) latency(s Signal, l Limit, w Sample) Finding {
 	a, b := Align(w.Stable.Latencies[s], w.Canary.Latencies[s])
 	f := Finding{
-		Signal: s, Outcome: Pass, Stable: a.quantile(0.5), Canary: b.quantile(0.5), StableSamples: a.total(), CanarySamples: b.total(),
+		Signal: s, Outcome: Pass, Stable: a.median(), Canary: b.median(), StableSamples: a.total(), CanarySamples: b.total(),
 	}
 	if !enough(&f, l) {
 		return f
@@ -236,7 +236,7 @@ func Points(c Config, s Sample) map[Signal][2]float64 {
 			out[o.signal] = [2]float64{value(a.Total, a.value()), value(b.Total, b.value())}
 		default:
 			a, b := s.Stable.Latencies[o.signal], s.Canary.Latencies[o.signal]
-			out[o.signal] = [2]float64{value(a.total(), a.quantile(0.5)), value(b.total(), b.quantile(0.5))}
+			out[o.signal] = [2]float64{value(a.total(), a.median()), value(b.total(), b.median())}
 		}
 	}
 	return out

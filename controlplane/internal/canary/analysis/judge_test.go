@@ -87,7 +87,7 @@ func testConfig() Config { return Default().For(4, 10*time.Minute) }
 // TestIdenticalTracksAreSeldomAborted plays whole canaries of four steps in which
 // both tracks are the same; less than one in a hundred may be aborted.
 func TestIdenticalTracksAreSeldomAborted(t *testing.T) {
-	const canaries = 200
+	const canaries = 100
 	c := testConfig()
 	c.Horizon = 40 // all of them are used
 	for _, n := range [][2]uint64{{1000, 1000}, {4000, 200}} {
@@ -102,7 +102,7 @@ func TestIdenticalTracksAreSeldomAborted(t *testing.T) {
 				t.Fatalf("canary %d: %s: %s", i, v.Outcome, v.Why)
 			}
 		}
-		if aborts >= canaries/100 {
+		if aborts > 0 {
 			t.Errorf("%d : %d events: %d of %d canaries without a difference were aborted", n[0], n[1], aborts, canaries)
 		}
 	}
@@ -120,7 +120,7 @@ func TestOnlyLuckDoesNotAbort(t *testing.T) {
 		c.Signals[s] = l
 	}
 	c.Horizon = 40
-	const canaries = 200
+	const canaries = 100
 	aborts := 0
 	for i := range canaries {
 		w := &world{rng: rand.New(rand.NewPCG(2, uint64(i))), stable: base(), canary: base(), nStable: 1000, nCanary: 1000}
@@ -128,7 +128,7 @@ func TestOnlyLuckDoesNotAbort(t *testing.T) {
 			aborts++
 		}
 	}
-	if aborts >= canaries/100 {
+	if aborts > 0 {
 		t.Errorf("%d of %d", aborts, canaries)
 	}
 }
@@ -293,7 +293,7 @@ func TestVersionsWithOtherBucketsAreCompared(t *testing.T) {
 	if r := a.above(3); r != (Rate{9, 15}) {
 		t.Errorf("above 3: %v, only what is certain counts", r)
 	}
-	if q := a.quantile(0.5); q < 2 || q > 10 {
+	if q := a.median(); q < 2 || q > 10 {
 		t.Errorf("median %g", q)
 	}
 }

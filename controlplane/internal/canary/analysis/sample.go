@@ -87,10 +87,10 @@ func (h Histogram) total() (n uint64) {
 	return n
 }
 
-// quantile interpolates within a bucket; what is above all bounds counts as the
-// last one.
-func (h Histogram) quantile(q float64) float64 {
-	rank, below, low := q*float64(h.total()), 0.0, 0.0
+// median interpolates within a bucket; what is above all bounds counts as the last
+// one.
+func (h Histogram) median() float64 {
+	rank, below, low := float64(h.total())/2, 0.0, 0.0
 	for i, c := range h.Counts {
 		if i == len(h.Bounds) {
 			break

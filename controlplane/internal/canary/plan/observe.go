@@ -17,14 +17,14 @@ type Node struct {
 	// Serving: it answers, and takes sessions.
 	Serving bool
 	// Reached: it answers; its figures are of now.
-	Reached      bool
-	Sessions     uint64
-	SessionsV2   uint64
-	OfCanary     uint64 // sessions whose users belong to the canary
-	Misplaced    uint64
-	MisplacedV1  uint64 // of them
-	Generation   uint64 // of its rule
-	ClientURL    string
+	Reached     bool
+	Sessions    uint64
+	SessionsV2  uint64
+	OfCanary    uint64 // sessions whose users belong to the canary
+	Misplaced   uint64
+	MisplacedV1 uint64 // of them
+	Generation  uint64 // of its rule
+	ClientURL   string
 }
 
 // Observation is what is seen of the fleet at a moment.

@@ -349,7 +349,7 @@ func TestTheStateSurvivesItsLeader(t *testing.T) {
 // generation never falls, and a canary that is over moves nobody any more.
 func TestWhateverOperatorsDo(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		w := newWorld(t, 400)
+		w := newWorld(t, 120)
 		w.begin(spec(500, 2500, 10000))
 		for range rapid.IntRange(1, 12).Draw(rt, "commands") {
 			for range rapid.IntRange(0, 40).Draw(rt, "seconds") {
@@ -381,7 +381,7 @@ func TestWhateverOperatorsDo(t *testing.T) {
 		if next, err := Apply(w.state, Command{Change: Resume}, w.observe()); err == nil {
 			w.state = next
 		}
-		for range 900 {
+		for range 400 {
 			w.tick()
 			if w.state.Phase == Replacing {
 				for _, g := range w.nodes[:3] {
