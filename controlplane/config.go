@@ -62,7 +62,9 @@ type Config struct {
 	DrainBudget               int
 	DrainMaxRate, SessionsMax int
 	// Cluster is how this process and the cluster's others know each other.
-	Cluster   trust.Config
+	Cluster trust.Config
+	// Weights is where canaries' weights for new connections go.
+	Weights   WeightsConfig
 	Telemetry telemetry.Config
 }
 
@@ -87,6 +89,7 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.Int(&c.DrainMaxRate, "DRAIN_MAX_RATE", config.Bound{Min: 1, Max: 1_000_000}, "sessions per second at which a gateway is drained at most, unless told otherwise for one drain")
 	s.Int(&c.SessionsMax, "GATEWAY_SESSIONS_MAX", config.Bound{Max: 100_000_000}, "sessions that a gateway takes which does not say so itself, for the check of room; 0: unknown")
 	c.Cluster.Register(s)
+	c.Weights.register(s)
 	c.Telemetry.Register(s)
 	s.Check(func() error { _, err := c.routers(); return err })
 	s.Check(func() error { return c.check() })

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mics-im/mics/controlplane/internal/canary"
 	"github.com/mics-im/mics/controlplane/internal/drain"
 	"github.com/mics-im/mics/controlplane/internal/fleet"
 	"github.com/mics-im/mics/controlplane/internal/service"
@@ -99,9 +100,16 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	drains := drain.New(drain.Config{
 		Rules: cfg.rules(), Store: st, Inventory: c.fleet, HTTP: client, Telemetry: c.tel,
 	})
-	c.duties = append(c.duties, drains.Duty)
+	actuator, err := cfg.Weights.actuator()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", config.ErrInvalid, err)
+	}
+	canaries := canary.New(canary.Config{
+		Store: st, Inventory: c.fleet, Actuator: actuator, Drainer: promoted{drains}, HTTP: client, Telemetry: c.tel,
+	})
+	c.duties = append(c.duties, drains.Duty, canaries.Duty)
 	svc := service.New(service.Config{
-		NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, Leadership: c.elector, Drains: drains, HTTP: client, Telemetry: c.tel,
+		NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, Leadership: c.elector, Drains: drains, Canaries: canaries, HTTP: client, Telemetry: c.tel,
 	})
 	svc.HandleInternal(internalMux, rpc.HandlerOptions()...)
 	operatorMux := http.NewServeMux()

@@ -76,6 +76,8 @@ var leaderOnly = []string{
 	controlv1connect.ControlServiceDrainProcedure,
 	controlv1connect.ControlServiceUndrainProcedure,
 	controlv1connect.ControlServiceChangeDrainProcedure,
+	controlv1connect.ControlServiceStartCanaryProcedure,
+	controlv1connect.ControlServiceChangeCanaryProcedure,
 }
 
 // HandleInternal adds to mux what the cluster's own processes ask: NodeService, and

@@ -12,6 +12,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/mics-im/mics/controlplane/internal/canary"
 	"github.com/mics-im/mics/controlplane/internal/drain"
 	"github.com/mics-im/mics/controlplane/internal/fleet"
 	"github.com/mics-im/mics/internal/fault"
@@ -49,6 +50,7 @@ type Config struct {
 	// Leadership and Drains are for what only a leader does.
 	Leadership Leadership
 	Drains     *drain.Runner
+	Canaries   *canary.Runner
 	// HTTP reaches gateways, routers and other control planes.
 	HTTP      *http.Client
 	Telemetry *telemetry.Telemetry
