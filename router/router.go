@@ -34,6 +34,7 @@ import (
 	"github.com/mics-im/mics/router/internal/route"
 	"github.com/mics-im/mics/router/internal/service"
 	"github.com/mics-im/mics/router/internal/signals"
+	"github.com/mics-im/mics/router/internal/stall"
 	"github.com/mics-im/mics/router/internal/stats"
 	"github.com/mics-im/mics/router/internal/tenant"
 )
@@ -71,6 +72,7 @@ type Router struct {
 	events     *event.Publisher
 	directory  *directory.Directory
 	kept       *offline.Buffer
+	stall      *stall.Detector
 	buffer     *peer.Buffer
 	sents      *dedup.Table[[]byte] // what was answered SENT
 	dispatcher *dispatch.Dispatcher
@@ -172,6 +174,7 @@ func (r *Router) wire(ln net.Listener) {
 	for _, why := range offline.Drops {
 		r.stats.BufferDropped.With(string(why))
 	}
+	r.stall = stall.New()
 	r.kept = offline.New(cfg.offline, func(_ string, why offline.Drop, n int) { r.stats.BufferDropped.With(string(why)).Add(int64(n)) })
 	r.sents = dedup.NewTable[[]byte](cfg.dedupEntries, func(n int) { r.stats.DedupForgotten.Add(int64(n)) })
 	remembered := recall.New(func(n int) { r.stats.KeysForgot.Add(int64(n)) })
@@ -190,7 +193,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.push("dispatcher", r.dispatcher.Close)
 	admitter := admit.New(admit.Options{
 		Self: r.self, Directory: r.directory, Routes: r.store, Tenant: r.tenants.Get, Hooks: hooks, Dispatcher: r.dispatcher,
-		Kept: r.buffer, Buffer: r.buffer, Recall: remembered, Peer: r.peer, Gateway: r.gateway, Tokens: cfg.tokenKeys(log),
+		Kept: r.buffer, Buffer: r.buffer, Recall: remembered, Stalled: r.stall.Lately, Peer: r.peer, Gateway: r.gateway, Tokens: cfg.tokenKeys(log),
 		MaxMessageBytes: cfg.messages.MaxMessageBytes, Events: r.events, Stats: r.stats, Signals: r.signals, Log: log, Tracer: r.tel.Tracer,
 	})
 	r.push("admissions", admitter.Close)
@@ -240,6 +243,13 @@ func (r *Router) Start(ctx context.Context) error {
 		r.sweep(stop)
 	}()
 	r.push("sweeper", func() { close(stop); <-done })
+	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		r.stall.Run(watch)
+	}()
+	r.push("stall detector", func() { cancel(); <-watched })
 	r.reaper.Start()
 	r.push("reaper", r.reaper.Stop)
 	// The server still answers meanwhile: who takes a buffer over asks back.

@@ -279,6 +279,7 @@ func (c *Client) loop() error {
 	pace := newPacer(c.opts.MinBackoff, c.opts.MaxBackoff)
 	c.at = rand.IntN(len(c.urls)) // a fleet spreads over the URLs
 	ever := false
+	var doubt time.Time // when an attempt failed that may have been admitted after all
 	c.setState(State{Phase: Connecting, URL: bare(c.urls[c.at])})
 	for {
 		l, err := d.dial(c.live, c.urls[c.at])
@@ -289,6 +290,12 @@ func (c *Client) loop() error {
 			if time.Since(started) >= stableAfter {
 				pace.reset()
 			}
+			if errors.Is(err, ErrReplaced) && time.Since(doubt) < doubtFor {
+				// By that attempt, as far as one can tell: nobody else has the device.
+				doubt, d.resume, err = time.Time{}, nil, errMoveLost
+			}
+		} else if perhapsAdmitted(err) || errors.Is(err, context.DeadlineExceeded) {
+			doubt = time.Now()
 		}
 		if c.live.Err() != nil {
 			return ErrClosed

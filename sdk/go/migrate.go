@@ -27,7 +27,7 @@ const (
 
 var (
 	errMoveLate = errors.New("mics: could not move before the deadline")
-	errMoveLost = errors.New("mics: moved to a connection that was lost at once")
+	errMoveLost = errors.New("mics: replaced by a connection that was lost at once")
 )
 
 // move is a migration under way: the second connection of make before break.

@@ -81,7 +81,8 @@ func TestMigrate(t *testing.T) {
 		if s := c.State(); s.URL == before || s.Phase != Connected {
 			t.Errorf("state %+v", s)
 		}
-		if s := c.Stats(); s.Connects != 1 || s.Migrations != 1 || s.Resends != 2 || s.Repeats != 1 {
+		// c, too, if it was written to the old connection in the last moment.
+		if s := c.Stats(); s.Connects != 1 || s.Migrations != 1 || s.Resends < 2 || s.Resends > 3 || s.Repeats != 1 {
 			t.Errorf("stats %+v", s)
 		}
 	})

@@ -19,6 +19,9 @@ const (
 	// slowAttempt is the attempt at which waiting begins when the cluster says
 	// that it is this client's load that is too much.
 	slowAttempt = 3
+	// doubtFor is how long after an attempt without an answer a connection may be
+	// replaced by that very attempt: somewhere a process stood still with it.
+	doubtFor = 30 * time.Second
 	// maxRefusals bounds the fresh tokens that are tried one after the other.
 	maxRefusals = 5
 )

@@ -108,6 +108,8 @@ type Options struct {
 	// Kept takes what is kept for a device, here and at other routers.
 	Kept   Kept
 	Buffer dispatch.Buffer
+	// Stalled tells whether this router stood still until a moment ago.
+	Stalled func() bool
 	// Recall is told what ended sessions took.
 	Recall *recall.Memory
 	// Peer and Gateway return clients of other processes.

@@ -1,6 +1,7 @@
 package admit
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"sync"
@@ -229,6 +230,38 @@ func TestASessionThatNeverOpenedIsTakenBack(t *testing.T) {
 		told(2, 8)
 		if r := c.record(phone); r.State != route.Ghost {
 			t.Errorf("route %+v", r)
+		}
+	})
+}
+
+func TestAfterAStallOnlyWhoStillWaitsIsLetIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.close()
+		n := c.nodes[0]
+		n.opens(1, 5, "ann", "phone")
+		c.stalled.Store(true)
+		open := func(ctx context.Context, session uint64) error {
+			_, err := n.OpenSession(ctx, &routerv1.OpenSessionRequest{
+				Gateway: wireRef(g(2)), SessionId: session, TenantId: "a", Token: "ann", DeviceId: "phone", Version: 1,
+			})
+			return err
+		}
+		ctx, giveUp := context.WithCancel(t.Context())
+		gaveUp, waits := make(chan error), make(chan error)
+		go func() { gaveUp <- open(ctx, 6) }()
+		go func() { waits <- open(t.Context(), 7) }()
+		time.Sleep(300 * time.Millisecond)
+		giveUp()
+		if err := <-gaveUp; err == nil {
+			t.Error("let in although it had gone")
+		}
+		c.stalled.Store(false)
+		if err := <-waits; err != nil {
+			t.Error(err)
+		}
+		if r := c.record(route.DeviceKey{UserKey: route.UserKey{Tenant: "a", User: "ann"}, Device: "phone"}); r.Session != 7 || r.Epoch != 2 {
+			t.Errorf("the route is %+v", r)
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +47,7 @@ type cluster struct {
 	mu      sync.Mutex
 	dead    map[route.NodeRef]bool                                                     // guarded by mu
 	windows map[route.Location][]*gatewayv1.Undelivered                                // guarded by mu: open sessions
+	stalled atomic.Bool                                                                // of all routers
 	partial bool                                                                       // set before use: a Handover may not be whole
 	last    map[route.Location]uint64                                                  // guarded by mu: the seq of what was sent last
 	asked   []*gatewayv1.HandoverRequest                                               // guarded by mu
@@ -158,7 +160,7 @@ func (c *cluster) router(id string) *node {
 	counted.Ended = Ended(c)
 	n.Admitter = New(Options{
 		Self: n.self, Directory: n, Routes: counted, Tenant: n.tenants.Get, Hooks: c, Dispatcher: n,
-		Kept: n.buffer, Recall: remembered, Buffer: n.buffer,
+		Kept: n.buffer, Stalled: func() bool { return c.stalled.Load() }, Recall: remembered, Buffer: n.buffer,
 		Peer:    func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
 		Gateway: func(to route.Node) gatewayv1connect.GatewayServiceClient { return gatewayWire{c: c, node: to.NodeRef} },
 		Tokens:  keys, MaxMessageBytes: 100, Events: c, Stats: n.stats, Log: tel.Log, Tracer: tel.Tracer,

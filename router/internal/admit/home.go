@@ -25,6 +25,8 @@ const (
 	admitTimeout = 5 * time.Second
 	// handoverTimeout bounds the wait for the old session's gateway.
 	handoverTimeout = time.Second
+	// stallLook is how often is looked whether the time after a stall is over.
+	stallLook = 50 * time.Millisecond
 )
 
 // admit lets an authenticated connection in: this router is its user's home.
@@ -32,6 +34,9 @@ const (
 // the routes after it has put something in: between the two orders no message
 // is stranded (DESIGN section 5).
 func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitResponse, error) {
+	if err := a.awake(ctx); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), admitTimeout)
 	defer cancel()
 	unlock, err := a.locks.lock(ctx, o.key.UserKey)
@@ -104,6 +109,22 @@ func (m *admission) again() *routerv1.AdmitResponse {
 
 func (m *admission) frozenMS() float64 {
 	return float64(time.Since(m.frozen)) / float64(time.Millisecond)
+}
+
+// awake waits, when this router has just stood still, until it is known whether the
+// caller still wants what it asked for meanwhile: its client may be connected
+// elsewhere by now, and would be replaced by a connection that it has given up.
+func (a *Admitter) awake(ctx context.Context) error {
+	for a.opts.Stalled() && ctx.Err() == nil {
+		select {
+		case <-time.After(stallLook):
+		case <-ctx.Done():
+		}
+	}
+	if ctx.Err() != nil {
+		return fault.Wrap(fault.Unavailable, "the caller has gone", ctx.Err())
+	}
+	return nil
 }
 
 // errAbandoned answers an opening that its gateway has given up.
