@@ -107,10 +107,14 @@ func (d *Dev) wire(ctx context.Context, cfg Config) error {
 		if cfg.BasePort != 0 {
 			port = cfg.BasePort + i
 		}
-		g, err := newGateway(ctx, set.with(map[string]string{
+		decisions := map[string]string{
 			"NODE_ID": fmt.Sprintf("gw-%d", i+1), "LISTEN": net.JoinHostPort(cfg.Host, strconv.Itoa(port)),
 			"INTERNAL_LISTEN": loopback, "ROUTER_ENDPOINTS": routerURL,
-		}), cfg.LogWriter)
+		}
+		if port != 0 {
+			decisions["CLIENT_URL"] = clientURL(set.with(nil), decisions["LISTEN"])
+		}
+		g, err := newGateway(ctx, set.with(decisions), cfg.LogWriter)
 		if err != nil {
 			return errors.Join(fmt.Errorf("gateway %d: %w", i+1, err), d.stopGateways(context.WithoutCancel(ctx)))
 		}

@@ -66,9 +66,14 @@ func newGateway(ctx context.Context, l lookup, log io.Writer) (gatewayService, e
 	if err != nil {
 		return gatewayService{}, err
 	}
+	return gatewayService{service: g, drain: cfg.DrainTimeout, url: clientURL(l, g.Addr())}, nil
+}
+
+// clientURL is where clients reach a gateway with these settings that listens there.
+func clientURL(l lookup, addr string) string {
 	scheme := "ws"
-	if cfg.TLSCert != "" {
+	if cert, ok := l("TLS_CERT_FILE"); ok && cert != "" {
 		scheme = "wss"
 	}
-	return gatewayService{service: g, drain: cfg.DrainTimeout, url: scheme + "://" + reachable(g.Addr()) + "/ws"}, nil
+	return scheme + "://" + reachable(addr) + "/ws"
 }

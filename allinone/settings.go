@@ -28,7 +28,7 @@ type flagValue struct{ name, value string }
 // flag is refused, and in the environment, where it may be meant for something
 // else, it is not looked at.
 var decided = []string{
-	"NODE_ID", "LISTEN", "INTERNAL_LISTEN", "PUBLIC_ENDPOINT", "ROUTER_ENDPOINTS", "CONTROLPLANE_ENDPOINTS",
+	"NODE_ID", "LISTEN", "INTERNAL_LISTEN", "PUBLIC_ENDPOINT", "CLIENT_URL", "ROUTER_ENDPOINTS", "CONTROLPLANE_ENDPOINTS",
 }
 
 // canonical makes the forms of a setting's name equal:

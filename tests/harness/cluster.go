@@ -135,7 +135,7 @@ func (c *Cluster) wire() error {
 			return err
 		}
 		c.service("gateway", &Process{Name: name, Internal: at, Public: public, path: Binary(c.t, gatewayBin), env: []string{
-			"PUBLIC_ENDPOINT=" + c.opts.Scheme + "://" + reach, "LISTEN=" + public, all, "ACCEPT_RATE_PER_ADDRESS=0", "DRAIN_TIMEOUT_SECONDS=3",
+			"PUBLIC_ENDPOINT=" + c.opts.Scheme + "://" + reach, "LISTEN=" + public, "CLIENT_URL=ws://" + public + "/ws", all, "ACCEPT_RATE_PER_ADDRESS=0", "DRAIN_TIMEOUT_SECONDS=3",
 		}})
 	}
 	if c.opts.ControlPlane {

@@ -147,6 +147,7 @@ func (d *Drainer) begin(order Order, last, total time.Duration) {
 	go func() {
 		defer close(op.done) // waited for by Undrain, Finish or Close
 		r.loop(ctx)
+		r.publish() // what the last waves did
 		stop(nil)
 	}()
 }

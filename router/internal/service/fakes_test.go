@@ -152,7 +152,7 @@ func serve(t *testing.T) (*fakes, *Service, routerv1connect.RouterServiceClient,
 }
 
 func info(incarnation uint64) *gatewayv1.GatewayInfo {
-	return &gatewayv1.GatewayInfo{NodeId: "g", Incarnation: incarnation, Endpoint: "http://g:1", Track: "canary", Version: "v2", Phase: gatewayv1.Phase_PHASE_SERVING}
+	return &gatewayv1.GatewayInfo{NodeId: "g", Incarnation: incarnation, Endpoint: "http://g:1", Track: "canary", Version: "v2", Phase: gatewayv1.Phase_PHASE_SERVING, ClientUrl: "ws://g/ws"}
 }
 
 var gw = &gatewayv1.GatewayRef{NodeId: "g", Incarnation: 1}
