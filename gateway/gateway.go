@@ -19,6 +19,7 @@ import (
 	"github.com/mics-im/mics/gateway/internal/registry"
 	"github.com/mics-im/mics/gateway/internal/session"
 	"github.com/mics-im/mics/gateway/internal/slot"
+	"github.com/mics-im/mics/gateway/internal/steer"
 	"github.com/mics-im/mics/gateway/internal/upgrade"
 	"github.com/mics-im/mics/gateway/internal/uplink"
 	"github.com/mics-im/mics/gateway/internal/ws"
@@ -50,6 +51,7 @@ type Gateway struct {
 	upgrades *upgrade.Handler
 	drainer  *drainer.Drainer
 	slots    *slot.Client
+	steerer  *steer.Steerer
 	downlink *downlink.Service
 	internal *rpc.Server
 	public   *front
@@ -134,12 +136,16 @@ func New(ctx context.Context, cfg Config) (_ *Gateway, err error) {
 	g.drainer = drainer.New(drainer.Options{
 		Registry: g.sessions, Routers: g.uplink, Log: g.tel.Log, Timeout: cfg.DrainTimeout, Refuse: g.evacuating, OnPhase: g.setPhase,
 	})
+	g.steerer = steer.New(steer.Options{
+		Registry: g.sessions, Mover: drainer.NewMover(g.uplink, g.tel.Log), Track: cfg.Track, Telemetry: g.tel,
+		Quiet: func() bool { return g.closed() != "" },
+	})
 	if err := g.connectControlPlane(client); err != nil {
 		return nil, err
 	}
 	g.downlink = downlink.New(downlink.Options{
 		Registry: g.sessions, Telemetry: g.tel, Info: g.info,
-		RoutersLinked: g.uplink.Linked, RefusedHandshakes: g.upgrades.Refused, Complete: g.complete, Drainer: g.drainer,
+		RoutersLinked: g.uplink.Linked, RefusedHandshakes: g.upgrades.Refused, Complete: g.complete, Drainer: g.drainer, Steerer: g.steerer,
 	})
 	mux.Handle(gatewayv1connect.NewGatewayServiceHandler(g.downlink, rpc.HandlerOptions()...))
 	rpc.Operate(mux, g.tel.Metrics(), g.notReady)
@@ -190,6 +196,7 @@ func (g *Gateway) Start(ctx context.Context) error {
 	g.started = true
 	g.sessions.Start()
 	g.orphans.Start(g.uplink)
+	g.steerer.Start()
 	g.uplink.Start()
 	g.internal.Start()
 	g.public.start()

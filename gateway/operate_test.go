@@ -184,3 +184,29 @@ func TestStopOfADrainedGateway(t *testing.T) {
 		t.Errorf("phases %v", phases)
 	}
 }
+
+// TestSteer: the rule is kept, and Status tells who is on the wrong track.
+func TestSteer(t *testing.T) {
+	r, _ := newRig(t, 1, nil)
+	r.start()
+	r.connect("ann", "")
+	rule := func(incarnation uint64) *connect.Request[gatewayv1.SteerRequest] {
+		return connect.NewRequest(&gatewayv1.SteerRequest{
+			GatewayIncarnation: incarnation, Rule: &gatewayv1.CanaryRule{Generation: 7, Salt: "c", Weight: 10_000},
+		})
+	}
+	if _, err := r.operator().Steer(t.Context(), rule(1)); fault.KindOf(err) != fault.FailedPrecondition {
+		t.Errorf("another incarnation: %v", err)
+	}
+	res, err := r.operator().Steer(t.Context(), rule(r.g.ref.GetIncarnation()))
+	if err != nil || res.Msg.GetGeneration() != 7 || res.Msg.GetMisplaced() != 1 {
+		t.Fatalf("%v, %v", res, err)
+	}
+	st, err := r.operator().Status(t.Context(), connect.NewRequest(&gatewayv1.StatusRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := st.Msg; m.GetRuleGeneration() != 7 || m.GetSessionsMisplaced() != 1 || m.GetSessionsMisplacedV1() != 1 || m.GetSessionsOfCanary() != 1 {
+		t.Errorf("%v", m)
+	}
+}

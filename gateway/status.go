@@ -18,6 +18,8 @@ func (g *Gateway) complete(res *gatewayv1.StatusResponse) {
 	res.Arrivals = g.arrivals.List()
 	res.SessionsMax = uint64(g.cfg.MaxConnections)
 	res.Drain = g.drainer.Progress()
+	c := g.steerer.Counts()
+	res.RuleGeneration, res.SessionsMisplaced, res.SessionsMisplacedV1, res.SessionsOfCanary = c.Generation, c.Misplaced, c.MisplacedV1, c.OfCanary
 }
 
 func histogram(bounds []float64, counts []uint64) *gatewayv1.Histogram {

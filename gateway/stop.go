@@ -60,6 +60,7 @@ func (g *Gateway) pushStop() {
 		g.drain(ctx, order)
 		return nil
 	})
+	push("steering", func(context.Context) error { g.steerer.Stop(); return nil })
 }
 
 // inTime gives a step what is left of the drain timeout, at least lastChance.

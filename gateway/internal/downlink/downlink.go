@@ -29,6 +29,8 @@ type Options struct {
 	RefusedHandshakes func() uint64
 	// Drainer drains and sheds.
 	Drainer Drainer
+	// Steerer keeps the canary's rule.
+	Steerer Steerer
 	// Complete adds to a Status what is known elsewhere; nil: nothing.
 	Complete func(*gatewayv1.StatusResponse)
 }
@@ -38,6 +40,11 @@ type Drainer interface {
 	Drain(*gatewayv1.DrainRequest) (*gatewayv1.DrainProgress, error)
 	Undrain(operation string) (*gatewayv1.DrainProgress, error)
 	Shed(*gatewayv1.ShedRequest) (*gatewayv1.ShedResponse, error)
+}
+
+// Steerer brings clients to their tracks. Errors are of package fault.
+type Steerer interface {
+	Steer(*gatewayv1.SteerRequest) (*gatewayv1.SteerResponse, error)
 }
 
 // Service implements gatewayv1connect.GatewayServiceHandler.

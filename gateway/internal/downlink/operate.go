@@ -51,3 +51,15 @@ func (s *Service) Shed(_ context.Context, req *connect.Request[gatewayv1.ShedReq
 	}
 	return connect.NewResponse(res), nil
 }
+
+// Steer implements GatewayService.
+func (s *Service) Steer(_ context.Context, req *connect.Request[gatewayv1.SteerRequest]) (*connect.Response[gatewayv1.SteerResponse], error) {
+	if err := s.meant(req.Msg.GetGatewayIncarnation()); err != nil {
+		return nil, err
+	}
+	res, err := s.o.Steerer.Steer(req.Msg)
+	if err != nil {
+		return nil, err
+	}
+	return connect.NewResponse(res), nil
+}
