@@ -13,7 +13,9 @@ const (
 	perSession = 20 * time.Millisecond
 	// burst is what a pace may catch up with after a stall.
 	burst = 200 * time.Millisecond
-	// maxTail is what closing at once may take, and handing back after it.
+	// minTail and maxTail are what closing at once may take: as long as a slow peer
+	// needs for its answer (session), and no longer than queued frames may take.
+	minTail = 2 * time.Second
 	maxTail = 5 * time.Second
 )
 
@@ -33,19 +35,21 @@ const (
 type clock struct {
 	elapsed    time.Duration
 	base, last time.Duration
-	// bound is when all is to be over, whatever it is told; 0: not at all.
-	bound time.Duration
+	// bound is when all is to be over, whatever it is told; 0: not at all. Half of
+	// what then is left for closing at once is for handing back, from cutBy on.
+	bound, cutBy time.Duration
 }
 
 // finish has all of it be over so long from now, or earlier.
 func (c *clock) finish(total time.Duration) {
-	if bound := c.elapsed + total; c.bound == 0 || bound < c.bound {
-		c.bound = bound
+	bound := c.elapsed + total
+	if c.hard() && c.bound <= bound {
+		return
 	}
-	// The tail of last is then as long as it would be without the bound.
 	if last := c.elapsed + max(total*4/5, total-2*maxTail); last < c.last {
 		c.base, c.last = c.elapsed, last
 	}
+	c.bound, c.cutBy = bound, bound-max(0, bound-max(c.last, c.elapsed))/2
 }
 
 func (c *clock) hard() bool { return c.bound > 0 }
@@ -58,13 +62,15 @@ func (c *clock) movesEnd() time.Duration { return c.share(moveShare) }
 func (c *clock) moveBy() time.Duration   { return c.share(moveByShare) }
 
 func (c *clock) tail() time.Duration {
-	return min(time.Duration(tailShare*float64(c.last-c.base)), maxTail)
+	return min(max(time.Duration(tailShare*float64(c.last-c.base)), minTail), maxTail)
 }
 
+// cut is when what has not ended is cut, and end when a drain with a bound gives up
+// waiting for what no router has taken back.
 func (c *clock) cut() time.Duration {
 	cut := c.last + c.tail()
 	if c.hard() {
-		cut = min(cut, c.bound)
+		cut = min(cut, c.cutBy)
 	}
 	return cut
 }

@@ -64,9 +64,11 @@ func TestClock(t *testing.T) {
 	}{
 		"a stop":               {clock{last: s(10)}, s(10), s(5), s(7.5), s(9), s(10), s(8)},
 		"a long stop":          {clock{last: s(100)}, s(100), s(56.25), s(84.375), s(95), s(100), s(90)},
-		"directed":             {clock{last: s(10)}, 0, s(6.25), s(9.375), s(11.25), s(12.5), s(10)},
+		"directed":             {clock{last: s(10)}, 0, s(6.25), s(9.375), s(12), s(14), s(10)},
 		"directed, then ended": {clock{last: s(3600), elapsed: s(60)}, s(10), s(65), s(67.5), s(69), s(70), s(68)},
-		"ended when over":      {clock{last: s(50), elapsed: s(52)}, s(2), s(31.25), s(46.875), s(54), s(54), s(50)},
+		"ended when over":      {clock{last: s(50), elapsed: s(52)}, s(2), s(31.25), s(46.875), s(53), s(54), s(50)},
+		"a hurried one":        {clock{last: s(1)}, 0, s(0.625), s(0.9375), s(3), s(5), s(1)},
+		"a short stop":         {clock{last: s(1)}, s(1), s(0.5), s(0.75), s(0.9), s(1), s(0.8)},
 	} {
 		k := c.clock
 		if c.total > 0 {
