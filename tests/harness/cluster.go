@@ -23,8 +23,9 @@ type Options struct {
 	Gateways, Routers int
 	// NoRedis keeps the routes in the memory of the only router.
 	NoRedis bool
-	// ControlPlane starts one.
-	ControlPlane bool
+	// ControlPlane starts one, cp; ControlPlanes that many: cp, cp2, …
+	ControlPlane  bool
+	ControlPlanes int
 	// Proxied puts a proxy in front of every router, gateway (for its peers, not
 	// for clients) and Redis: see Cluster.Net.
 	Proxied bool
@@ -60,6 +61,9 @@ func New(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	o.Gateways, o.Routers = max(o.Gateways, 1), max(o.Routers, 1)
 	o.Scheme = cmp.Or(o.Scheme, "http")
+	if o.ControlPlane {
+		o.ControlPlanes = max(o.ControlPlanes, 1)
+	}
 	if len(o.Tenants) == 0 {
 		o.Tenants = []string{"acme"}
 	}
@@ -124,6 +128,26 @@ func (c *Cluster) wire() error {
 		}})
 	}
 	all := "ROUTER_ENDPOINTS=" + strings.Join(routers, ",")
+	var planes []*Process
+	var planeURLs []string
+	for i := range c.opts.ControlPlanes {
+		at, err := c.reserve()
+		if err != nil {
+			return err
+		}
+		public, err := c.reserve()
+		if err != nil {
+			return err
+		}
+		name := "cp"
+		if i > 0 {
+			name = fmt.Sprintf("cp%d", i+1)
+		}
+		planeURLs = append(planeURLs, c.opts.Scheme+"://"+at)
+		planes = append(planes, &Process{Name: name, Internal: at, Public: public, path: Binary(c.t, controlplaneBin), env: []string{
+			"LISTEN=" + public, all, "POLL_INTERVAL_MS=200", "REDIS__CONNECTION=" + store,
+		}})
+	}
 	for i := range c.opts.Gateways {
 		name := fmt.Sprintf("gw%d", i+1)
 		at, reach, err := c.listener(name)
@@ -135,21 +159,12 @@ func (c *Cluster) wire() error {
 			return err
 		}
 		c.service("gateway", &Process{Name: name, Internal: at, Public: public, path: Binary(c.t, gatewayBin), env: []string{
-			"PUBLIC_ENDPOINT=" + c.opts.Scheme + "://" + reach, "LISTEN=" + public, "CLIENT_URL=ws://" + public + "/ws", all, "ACCEPT_RATE_PER_ADDRESS=0", "DRAIN_TIMEOUT_SECONDS=3",
+			"PUBLIC_ENDPOINT=" + c.opts.Scheme + "://" + reach, "LISTEN=" + public, all, "ACCEPT_RATE_PER_ADDRESS=0", "DRAIN_TIMEOUT_SECONDS=3",
+			"CLIENT_URL=ws://" + public + "/ws", "CONTROLPLANE_ENDPOINTS=" + strings.Join(planeURLs, ","),
 		}})
 	}
-	if c.opts.ControlPlane {
-		at, err := c.reserve()
-		if err != nil {
-			return err
-		}
-		public, err := c.reserve()
-		if err != nil {
-			return err
-		}
-		c.service("controlplane", &Process{Name: "cp", Internal: at, Public: public, path: Binary(c.t, controlplaneBin), env: []string{
-			"LISTEN=" + public, all, "POLL_INTERVAL_MS=200",
-		}})
+	for _, p := range planes {
+		c.service("controlplane", p)
 	}
 	return nil
 }

@@ -297,11 +297,8 @@ func (op *Operation) verdict(why string, now time.Time) (State, string) {
 		rate = max(rate, float64(since(left, op.Sessions))/op.Spent.Seconds())
 	}
 	inTime := float64(left) <= rate*unheard || op.Spent+3*time.Second >= op.Timeout
-	switch {
-	case left == 0:
+	if left == 0 || (op.Terminating || op.Alone) && inTime {
 		return Done, ""
-	case (op.Terminating || op.Alone) && inTime:
-		return Done, fmt.Sprintf("it ended before it could say what became of the last %d sessions", left)
 	}
 	return Failed, fmt.Sprintf("%s with %d of %d sessions left", why, left, max(op.Sessions, op.Progress.Sessions))
 }
@@ -321,6 +318,9 @@ func (r Rules) verify(op *Operation, o Observation) {
 		return
 	}
 	op.enter(cmp.Or(op.Verdict, Done), o.Now, op.VerdictReason)
+	if n := op.Receipt.Unaccounted; n > 0 && op.State == Done {
+		op.Reason = fmt.Sprintf("it ended before it could say what became of the last %d sessions", n)
+	}
 }
 
 // cancel ends when the gateway serves again, or is gone.

@@ -141,13 +141,12 @@ func (op *Operation) receipt() Receipt {
 	} else {
 		r.Duration = op.Ticked.Sub(op.Started)
 	}
-	if op.Verdict != "" && !p.Done {
-		r.Unaccounted = op.left()
-	}
 	var gaps histogram
+	var migrated uint64
 	late := map[string]bool{}
 	for _, k := range slices.Sorted(maps.Keys(op.Tally)) {
 		c := op.Tally[k]
+		migrated += since(c.Base.Migrated, c.Last.Migrated)
 		r.Reconnected += since(c.Base.Resumed, c.Last.Resumed)
 		r.Lost += since(c.Base.Lost, c.Last.Lost)
 		r.Repeated += since(c.Base.Repeated, c.Last.Repeated)
@@ -166,6 +165,11 @@ func (op *Operation) receipt() Receipt {
 			late[c.Node] = true
 			r.Incomplete = append(r.Incomplete, c.Node)
 		}
+	}
+	if op.Verdict != "" && !p.Done {
+		// It could not tell to the end; those to whom sessions came could.
+		r.Moved = max(r.Moved, migrated)
+		r.Unaccounted = since(r.Moved-p.Moved, op.left())
 	}
 	r.Gaps = gaps.total()
 	r.GapP50, r.GapP99 = min(gaps.quantile(0.5), r.GapMax), min(gaps.quantile(0.99), r.GapMax)
