@@ -89,7 +89,7 @@ func (d *Dev) wire(ctx context.Context, cfg Config) error {
 	d.router = router
 	d.teardown.Push("router", stopBudget, router.Stop)
 
-	control, controlAddr, err := newControlPlane(ctx, set.with(map[string]string{
+	control, controlURL, err := newControlPlane(ctx, set.with(map[string]string{
 		"NODE_ID": "controlplane-1", "LISTEN": net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.ControlPort)),
 		"INTERNAL_LISTEN": loopback, "ROUTER_ENDPOINTS": routerURL,
 	}), cfg.LogWriter)
@@ -97,7 +97,8 @@ func (d *Dev) wire(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("control plane: %w", err)
 	}
 	d.control = control
-	d.controlURL = "http://" + reachable(controlAddr)
+	scheme, addr, _ := strings.Cut(controlURL, "://")
+	d.controlURL = scheme + "://" + reachable(addr)
 	d.teardown.Push("control plane", stopBudget, control.Stop)
 
 	// One step for all gateways, so that they drain side by side.

@@ -42,7 +42,7 @@ func newRouter(ctx context.Context, l lookup, log io.Writer) (service, string, e
 	return r, r.Endpoint(), nil
 }
 
-// newControlPlane returns the service and its operator address.
+// newControlPlane returns the service and its operators' base URL.
 func newControlPlane(ctx context.Context, l lookup, log io.Writer) (service, string, error) {
 	cfg, err := controlplane.LoadConfig(nil, l)
 	if err != nil {
@@ -53,7 +53,7 @@ func newControlPlane(ctx context.Context, l lookup, log io.Writer) (service, str
 	if err != nil {
 		return nil, "", err
 	}
-	return c, c.Addr(), nil
+	return c, c.URL(), nil
 }
 
 func newGateway(ctx context.Context, l lookup, log io.Writer) (gatewayService, error) {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mics-im/mics/controlplane/internal/access"
 	"github.com/mics-im/mics/controlplane/internal/drain"
 	"github.com/mics-im/mics/controlplane/internal/store"
 	"github.com/mics-im/mics/controlplane/internal/store/redis"
@@ -38,8 +39,7 @@ const Memory = "memory"
 type Config struct {
 	// NodeID names this process in logs and answers.
 	NodeID string
-	// Listen is where operators and the console connect. There is no access
-	// control yet: see DESIGN.md.
+	// Listen is where operators and the console connect.
 	Listen string
 	// InternalListen serves /healthz, /readyz and /metrics.
 	InternalListen string
@@ -64,7 +64,9 @@ type Config struct {
 	// Cluster is how this process and the cluster's others know each other.
 	Cluster trust.Config
 	// Weights is where canaries' weights for new connections go.
-	Weights   WeightsConfig
+	Weights WeightsConfig
+	// Access is who may operate.
+	Access    access.Config
 	Telemetry telemetry.Config
 }
 
@@ -78,7 +80,7 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	}
 	s := config.New("mics-controlplane")
 	s.String(&c.NodeID, "NODE_ID", config.HostName(), "name of this process")
-	s.String(&c.Listen, "LISTEN", ":8070", "address for operators; no access control, keep it on a trusted network")
+	s.String(&c.Listen, "LISTEN", ":8070", "address for operators")
 	s.String(&c.InternalListen, "INTERNAL_LISTEN", ":9080", "address for /healthz, /readyz and /metrics")
 	s.List(&c.RouterEndpoints, "ROUTER_ENDPOINTS", "routers: comma-separated base URLs, or dns://HOST:PORT (required)")
 	s.String(&c.PublicEndpoint, "PUBLIC_ENDPOINT", "", "base URL at which other control planes reach this one (default: this host, port of INTERNAL_LISTEN)")
@@ -90,6 +92,7 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.Int(&c.SessionsMax, "GATEWAY_SESSIONS_MAX", config.Bound{Max: 100_000_000}, "sessions that a gateway takes which does not say so itself, for the check of room; 0: unknown")
 	c.Cluster.Register(s)
 	c.Weights.register(s)
+	c.Access.Register(s)
 	c.Telemetry.Register(s)
 	s.Check(func() error { _, err := c.routers(); return err })
 	s.Check(func() error { return c.check() })
@@ -116,6 +119,7 @@ func (c Config) check() error {
 			errs = append(errs, fmt.Errorf("PUBLIC_ENDPOINT: %w", err))
 		}
 	}
+	errs = append(errs, c.Access.Check(c.Listen))
 	return errors.Join(append(errs, c.Cluster.Check(c.InternalListen, slices.Concat(c.RouterEndpoints, []string{c.PublicEndpoint})...))...)
 }
 

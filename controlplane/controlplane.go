@@ -12,6 +12,9 @@ import (
 	"sync"
 	"time"
 
+	"connectrpc.com/connect"
+
+	"github.com/mics-im/mics/controlplane/internal/access"
 	"github.com/mics-im/mics/controlplane/internal/canary"
 	"github.com/mics-im/mics/controlplane/internal/drain"
 	"github.com/mics-im/mics/controlplane/internal/fleet"
@@ -36,6 +39,7 @@ const (
 
 // ControlPlane is one control plane. Several can live in one process.
 type ControlPlane struct {
+	scheme             string // of the operators' listener
 	tel                *telemetry.Telemetry
 	operator, internal *rpc.Server
 	fleet              *fleet.Fleet
@@ -59,7 +63,7 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", config.ErrInvalid, err)
 	}
-	c := &ControlPlane{}
+	c := &ControlPlane{scheme: cfg.Access.Scheme()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.teardown.Unwind(context.WithoutCancel(ctx)))
@@ -108,18 +112,21 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 		Store: st, Inventory: c.fleet, Actuator: actuator, Drainer: promoted{drains}, HTTP: client, Telemetry: c.tel,
 	})
 	c.duties = append(c.duties, drains.Duty, canaries.Duty)
+	audit := access.NewAudit(cfg.NodeID, st, c.tel)
+	guard, err := access.New(access.Options{Config: cfg.Access, Audit: audit, As: service.WithOperator, Telemetry: c.tel})
+	if err != nil {
+		return nil, err
+	}
+	c.teardown.Push("operators", stepBudget, func(context.Context) error { return guard.Close() })
 	svc := service.New(service.Config{
-		NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, Leadership: c.elector, Drains: drains, Canaries: canaries, HTTP: client, Telemetry: c.tel,
+		NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, Leadership: c.elector, Drains: drains, Canaries: canaries, Audit: audit, HTTP: client, Telemetry: c.tel,
 	})
 	svc.HandleInternal(internalMux, rpc.HandlerOptions()...)
 	operatorMux := http.NewServeMux()
-	operatorMux.Handle(controlv1connect.NewControlServiceHandler(svc, rpc.HandlerOptions()...))
+	operatorMux.Handle(controlv1connect.NewControlServiceHandler(svc, append(rpc.HandlerOptions(), connect.WithInterceptors(guard.Interceptor()))...))
 	operatorMux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
-	// Whoever reaches the port may operate, but no web page may make an
-	// operator's browser do it.
-	guarded := http.NewCrossOriginProtection().Handler(operatorMux)
 	if c.operator, err = c.listen("operator server", cfg.Listen, func(ln net.Listener) *rpc.Server {
-		return rpc.NewServer(ln, guarded, nil, c.tel.Log)
+		return guard.Server(ln, operatorMux)
 	}); err != nil {
 		return nil, fmt.Errorf("LISTEN: %w", err)
 	}
@@ -174,6 +181,9 @@ func (c *ControlPlane) background(ctx context.Context, name string, f func(conte
 		}
 	})
 }
+
+// URL is where operators connect: the scheme and Addr.
+func (c *ControlPlane) URL() string { return c.scheme + "://" + c.Addr() }
 
 // Addr is where operators connect, host:port.
 func (c *ControlPlane) Addr() string { return c.operator.Addr() }

@@ -239,7 +239,7 @@ func TestLoadConfig(t *testing.T) {
 	lookup := func(env map[string]string) func(string) (string, bool) {
 		return func(k string) (string, bool) { v, ok := env[k]; return v, ok }
 	}
-	c, err := LoadConfig([]string{"--poll-interval-ms", "500"}, lookup(map[string]string{"ROUTER_ENDPOINTS": "http://a:1, dns://b:2", "CLUSTER_TOKEN_FILE": "tokens"}))
+	c, err := LoadConfig([]string{"--poll-interval-ms", "500"}, lookup(map[string]string{"ROUTER_ENDPOINTS": "http://a:1, dns://b:2", "CLUSTER_TOKEN_FILE": "tokens", "OPERATORS_FILE": "operators"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,6 +255,7 @@ func TestLoadConfig(t *testing.T) {
 		`LOG_LEVEL="loud"`:               {"ROUTER_ENDPOINTS": "http://a:1", "LOG_LEVEL": "loud"},
 		`PUBLIC_ENDPOINT: "a:1"`:         {"ROUTER_ENDPOINTS": "http://a:1", "PUBLIC_ENDPOINT": "a:1"},
 		"INTERNAL_LISTEN":                {"ROUTER_ENDPOINTS": "http://a:1"},
+		"LISTEN: ":                       {"ROUTER_ENDPOINTS": "http://a:1", "CLUSTER_INSECURE": "true"},
 	} {
 		if _, err := LoadConfig(nil, lookup(env)); !errors.Is(err, config.ErrInvalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)

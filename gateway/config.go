@@ -173,7 +173,7 @@ func (c Config) check() error {
 	}
 	_, err = c.proxies()
 	bad("TRUSTED_PROXIES", err)
-	if err := c.Cluster.Check(cmp.Or(c.InternalListen, defaultInternalListen), slices.Concat(c.RouterEndpoints, []string{c.PublicEndpoint})...); err != nil {
+	if err := c.Cluster.Check(cmp.Or(c.InternalListen, defaultInternalListen), slices.Concat(c.RouterEndpoints, c.ControlPlaneEndpoints, []string{c.PublicEndpoint})...); err != nil {
 		errs = append(errs, err)
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {

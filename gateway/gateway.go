@@ -161,7 +161,7 @@ func (g *Gateway) connectControlPlane(client *http.Client) error {
 	if err != nil {
 		return fmt.Errorf("CONTROLPLANE_ENDPOINTS: %w: %w", config.ErrInvalid, err)
 	}
-	g.slots = slot.New(slot.Options{Endpoints: endpoints, Scheme: "http", Lookup: net.DefaultResolver.LookupHost, HTTP: client, Log: g.tel.Log})
+	g.slots = slot.New(slot.Options{Endpoints: endpoints, Scheme: g.cfg.Cluster.Scheme(), Lookup: net.DefaultResolver.LookupHost, HTTP: client, Log: g.tel.Log})
 	return nil
 }
 

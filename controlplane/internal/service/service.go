@@ -51,6 +51,7 @@ type Config struct {
 	Leadership Leadership
 	Drains     *drain.Runner
 	Canaries   *canary.Runner
+	Audit      Audit
 	// HTTP reaches gateways, routers and other control planes.
 	HTTP      *http.Client
 	Telemetry *telemetry.Telemetry

@@ -335,7 +335,7 @@ func (x ChangeCanaryRequest_Change) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChangeCanaryRequest_Change.Descriptor instead.
 func (ChangeCanaryRequest_Change) EnumDescriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{29, 0}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{32, 0}
 }
 
 type TerminateRequest struct {
@@ -1328,6 +1328,236 @@ func (x *RedriveDLQResponse) GetProgress() *v11.RedriveProgress {
 	return nil
 }
 
+type ListAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Begun at or after it, milliseconds since the Unix epoch; 0: all.
+	SinceMs int64 `protobuf:"varint,1,opt,name=since_ms,json=sinceMs,proto3" json:"since_ms,omitempty"`
+	// At most this many, 1 to 1,000; 0 means 100.
+	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListAuditRequest) GetSinceMs() int64 {
+	if x != nil {
+		return x.SinceMs
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListAuditResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Entries []*AuditEntry          `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// There may be more than the limit.
+	Truncated     bool `protobuf:"varint,2,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListAuditResponse) GetEntries() []*AuditEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *ListAuditResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+type AuditEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Milliseconds since the Unix epoch: when it began.
+	AtMs int64 `protobuf:"varint,1,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	// The operator's name; `anonymous` where none are named.
+	Who  string `protobuf:"bytes,2,opt,name=who,proto3" json:"who,omitempty"`
+	Role string `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	// The address that the request came from.
+	From string `protobuf:"bytes,4,opt,name=from,proto3" json:"from,omitempty"`
+	// The control plane that was asked.
+	NodeId string `protobuf:"bytes,5,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	// As in RPC: /mics.control.v1.ControlService/Kick.
+	Procedure string `protobuf:"bytes,6,opt,name=procedure,proto3" json:"procedure,omitempty"`
+	// The request as JSON, without bodies and secrets.
+	Arguments string `protobuf:"bytes,7,opt,name=arguments,proto3" json:"arguments,omitempty"`
+	// `ok`, or the name of the RPC code; detail says more.
+	Outcome       string  `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Detail        string  `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`
+	DurationMs    float64 `protobuf:"fixed64,10,opt,name=duration_ms,json=durationMs,proto3" json:"duration_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditEntry) Reset() {
+	*x = AuditEntry{}
+	mi := &file_mics_control_v1_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEntry) ProtoMessage() {}
+
+func (x *AuditEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_control_v1_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
+func (*AuditEntry) Descriptor() ([]byte, []int) {
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AuditEntry) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetProcedure() string {
+	if x != nil {
+		return x.Procedure
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetArguments() string {
+	if x != nil {
+		return x.Arguments
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetDurationMs() float64 {
+	if x != nil {
+		return x.DurationMs
+	}
+	return 0
+}
+
 type VersionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1336,7 +1566,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[16]
+	mi := &file_mics_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1578,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[16]
+	mi := &file_mics_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1591,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 type VersionResponse struct {
@@ -1374,7 +1604,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[17]
+	mi := &file_mics_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1616,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[17]
+	mi := &file_mics_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1629,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VersionResponse) GetNodeId() string {
@@ -1442,7 +1672,7 @@ type CanarySpec struct {
 
 func (x *CanarySpec) Reset() {
 	*x = CanarySpec{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[18]
+	mi := &file_mics_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1684,7 @@ func (x *CanarySpec) String() string {
 func (*CanarySpec) ProtoMessage() {}
 
 func (x *CanarySpec) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[18]
+	mi := &file_mics_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1697,7 @@ func (x *CanarySpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanarySpec.ProtoReflect.Descriptor instead.
 func (*CanarySpec) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CanarySpec) GetSteps() []uint32 {
@@ -1542,7 +1772,7 @@ type CanaryTrack struct {
 
 func (x *CanaryTrack) Reset() {
 	*x = CanaryTrack{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[19]
+	mi := &file_mics_control_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1784,7 @@ func (x *CanaryTrack) String() string {
 func (*CanaryTrack) ProtoMessage() {}
 
 func (x *CanaryTrack) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[19]
+	mi := &file_mics_control_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1797,7 @@ func (x *CanaryTrack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryTrack.ProtoReflect.Descriptor instead.
 func (*CanaryTrack) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CanaryTrack) GetVersions() []string {
@@ -1629,7 +1859,7 @@ type CanarySignal struct {
 
 func (x *CanarySignal) Reset() {
 	*x = CanarySignal{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[20]
+	mi := &file_mics_control_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1871,7 @@ func (x *CanarySignal) String() string {
 func (*CanarySignal) ProtoMessage() {}
 
 func (x *CanarySignal) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[20]
+	mi := &file_mics_control_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1884,7 @@ func (x *CanarySignal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanarySignal.ProtoReflect.Descriptor instead.
 func (*CanarySignal) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CanarySignal) GetName() string {
@@ -1739,7 +1969,7 @@ type CanaryEvent struct {
 
 func (x *CanaryEvent) Reset() {
 	*x = CanaryEvent{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[21]
+	mi := &file_mics_control_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +1981,7 @@ func (x *CanaryEvent) String() string {
 func (*CanaryEvent) ProtoMessage() {}
 
 func (x *CanaryEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[21]
+	mi := &file_mics_control_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +1994,7 @@ func (x *CanaryEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanaryEvent.ProtoReflect.Descriptor instead.
 func (*CanaryEvent) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CanaryEvent) GetAtMs() int64 {
@@ -1829,7 +2059,7 @@ type Canary struct {
 
 func (x *Canary) Reset() {
 	*x = Canary{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[22]
+	mi := &file_mics_control_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +2071,7 @@ func (x *Canary) String() string {
 func (*Canary) ProtoMessage() {}
 
 func (x *Canary) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[22]
+	mi := &file_mics_control_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +2084,7 @@ func (x *Canary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Canary.ProtoReflect.Descriptor instead.
 func (*Canary) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Canary) GetId() string {
@@ -2027,7 +2257,7 @@ type StartCanaryRequest struct {
 
 func (x *StartCanaryRequest) Reset() {
 	*x = StartCanaryRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[23]
+	mi := &file_mics_control_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2269,7 @@ func (x *StartCanaryRequest) String() string {
 func (*StartCanaryRequest) ProtoMessage() {}
 
 func (x *StartCanaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[23]
+	mi := &file_mics_control_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2282,7 @@ func (x *StartCanaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartCanaryRequest.ProtoReflect.Descriptor instead.
 func (*StartCanaryRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StartCanaryRequest) GetSpec() *CanarySpec {
@@ -2071,7 +2301,7 @@ type StartCanaryResponse struct {
 
 func (x *StartCanaryResponse) Reset() {
 	*x = StartCanaryResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[24]
+	mi := &file_mics_control_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2313,7 @@ func (x *StartCanaryResponse) String() string {
 func (*StartCanaryResponse) ProtoMessage() {}
 
 func (x *StartCanaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[24]
+	mi := &file_mics_control_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2326,7 @@ func (x *StartCanaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartCanaryResponse.ProtoReflect.Descriptor instead.
 func (*StartCanaryResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StartCanaryResponse) GetCanary() *Canary {
@@ -2114,7 +2344,7 @@ type GetCanaryRequest struct {
 
 func (x *GetCanaryRequest) Reset() {
 	*x = GetCanaryRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[25]
+	mi := &file_mics_control_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2126,7 +2356,7 @@ func (x *GetCanaryRequest) String() string {
 func (*GetCanaryRequest) ProtoMessage() {}
 
 func (x *GetCanaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[25]
+	mi := &file_mics_control_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2139,7 +2369,7 @@ func (x *GetCanaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCanaryRequest.ProtoReflect.Descriptor instead.
 func (*GetCanaryRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 type GetCanaryResponse struct {
@@ -2151,7 +2381,7 @@ type GetCanaryResponse struct {
 
 func (x *GetCanaryResponse) Reset() {
 	*x = GetCanaryResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[26]
+	mi := &file_mics_control_v1_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2393,7 @@ func (x *GetCanaryResponse) String() string {
 func (*GetCanaryResponse) ProtoMessage() {}
 
 func (x *GetCanaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[26]
+	mi := &file_mics_control_v1_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2406,7 @@ func (x *GetCanaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCanaryResponse.ProtoReflect.Descriptor instead.
 func (*GetCanaryResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{26}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetCanaryResponse) GetCanary() *Canary {
@@ -2194,7 +2424,7 @@ type WatchCanaryRequest struct {
 
 func (x *WatchCanaryRequest) Reset() {
 	*x = WatchCanaryRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[27]
+	mi := &file_mics_control_v1_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2436,7 @@ func (x *WatchCanaryRequest) String() string {
 func (*WatchCanaryRequest) ProtoMessage() {}
 
 func (x *WatchCanaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[27]
+	mi := &file_mics_control_v1_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2449,7 @@ func (x *WatchCanaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchCanaryRequest.ProtoReflect.Descriptor instead.
 func (*WatchCanaryRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{27}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{30}
 }
 
 type WatchCanaryResponse struct {
@@ -2231,7 +2461,7 @@ type WatchCanaryResponse struct {
 
 func (x *WatchCanaryResponse) Reset() {
 	*x = WatchCanaryResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[28]
+	mi := &file_mics_control_v1_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2473,7 @@ func (x *WatchCanaryResponse) String() string {
 func (*WatchCanaryResponse) ProtoMessage() {}
 
 func (x *WatchCanaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[28]
+	mi := &file_mics_control_v1_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2486,7 @@ func (x *WatchCanaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchCanaryResponse.ProtoReflect.Descriptor instead.
 func (*WatchCanaryResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{28}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WatchCanaryResponse) GetCanary() *Canary {
@@ -2281,7 +2511,7 @@ type ChangeCanaryRequest struct {
 
 func (x *ChangeCanaryRequest) Reset() {
 	*x = ChangeCanaryRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[29]
+	mi := &file_mics_control_v1_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2523,7 @@ func (x *ChangeCanaryRequest) String() string {
 func (*ChangeCanaryRequest) ProtoMessage() {}
 
 func (x *ChangeCanaryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[29]
+	mi := &file_mics_control_v1_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2536,7 @@ func (x *ChangeCanaryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCanaryRequest.ProtoReflect.Descriptor instead.
 func (*ChangeCanaryRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{29}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ChangeCanaryRequest) GetChange() ChangeCanaryRequest_Change {
@@ -2346,7 +2576,7 @@ type ChangeCanaryResponse struct {
 
 func (x *ChangeCanaryResponse) Reset() {
 	*x = ChangeCanaryResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[30]
+	mi := &file_mics_control_v1_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2358,7 +2588,7 @@ func (x *ChangeCanaryResponse) String() string {
 func (*ChangeCanaryResponse) ProtoMessage() {}
 
 func (x *ChangeCanaryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[30]
+	mi := &file_mics_control_v1_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2371,7 +2601,7 @@ func (x *ChangeCanaryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeCanaryResponse.ProtoReflect.Descriptor instead.
 func (*ChangeCanaryResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{30}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ChangeCanaryResponse) GetCanary() *Canary {
@@ -2395,7 +2625,7 @@ type RebalanceRequest struct {
 
 func (x *RebalanceRequest) Reset() {
 	*x = RebalanceRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[31]
+	mi := &file_mics_control_v1_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2407,7 +2637,7 @@ func (x *RebalanceRequest) String() string {
 func (*RebalanceRequest) ProtoMessage() {}
 
 func (x *RebalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[31]
+	mi := &file_mics_control_v1_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2420,7 +2650,7 @@ func (x *RebalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebalanceRequest.ProtoReflect.Descriptor instead.
 func (*RebalanceRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{31}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RebalanceRequest) GetPreview() bool {
@@ -2457,7 +2687,7 @@ type RebalanceResponse struct {
 
 func (x *RebalanceResponse) Reset() {
 	*x = RebalanceResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[32]
+	mi := &file_mics_control_v1_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2469,7 +2699,7 @@ func (x *RebalanceResponse) String() string {
 func (*RebalanceResponse) ProtoMessage() {}
 
 func (x *RebalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[32]
+	mi := &file_mics_control_v1_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2482,7 +2712,7 @@ func (x *RebalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebalanceResponse.ProtoReflect.Descriptor instead.
 func (*RebalanceResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{32}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RebalanceResponse) GetId() string {
@@ -2530,7 +2760,7 @@ type RebalanceNode struct {
 
 func (x *RebalanceNode) Reset() {
 	*x = RebalanceNode{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[33]
+	mi := &file_mics_control_v1_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2542,7 +2772,7 @@ func (x *RebalanceNode) String() string {
 func (*RebalanceNode) ProtoMessage() {}
 
 func (x *RebalanceNode) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[33]
+	mi := &file_mics_control_v1_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2555,7 +2785,7 @@ func (x *RebalanceNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebalanceNode.ProtoReflect.Descriptor instead.
 func (*RebalanceNode) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{33}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RebalanceNode) GetNodeId() string {
@@ -2622,7 +2852,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[34]
+	mi := &file_mics_control_v1_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +2864,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[34]
+	mi := &file_mics_control_v1_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +2877,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{34}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DrainRequest) GetNodeId() string {
@@ -2688,7 +2918,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[35]
+	mi := &file_mics_control_v1_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2700,7 +2930,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[35]
+	mi := &file_mics_control_v1_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2713,7 +2943,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{35}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DrainResponse) GetDrain() *DrainOperation {
@@ -2739,7 +2969,7 @@ type UndrainRequest struct {
 
 func (x *UndrainRequest) Reset() {
 	*x = UndrainRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[36]
+	mi := &file_mics_control_v1_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2751,7 +2981,7 @@ func (x *UndrainRequest) String() string {
 func (*UndrainRequest) ProtoMessage() {}
 
 func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[36]
+	mi := &file_mics_control_v1_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2764,7 +2994,7 @@ func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
 func (*UndrainRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{36}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UndrainRequest) GetNodeId() string {
@@ -2784,7 +3014,7 @@ type UndrainResponse struct {
 
 func (x *UndrainResponse) Reset() {
 	*x = UndrainResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[37]
+	mi := &file_mics_control_v1_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +3026,7 @@ func (x *UndrainResponse) String() string {
 func (*UndrainResponse) ProtoMessage() {}
 
 func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[37]
+	mi := &file_mics_control_v1_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +3039,7 @@ func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainResponse.ProtoReflect.Descriptor instead.
 func (*UndrainResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{37}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UndrainResponse) GetDrain() *DrainOperation {
@@ -2834,7 +3064,7 @@ type ListDrainsRequest struct {
 
 func (x *ListDrainsRequest) Reset() {
 	*x = ListDrainsRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[38]
+	mi := &file_mics_control_v1_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +3076,7 @@ func (x *ListDrainsRequest) String() string {
 func (*ListDrainsRequest) ProtoMessage() {}
 
 func (x *ListDrainsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[38]
+	mi := &file_mics_control_v1_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +3089,7 @@ func (x *ListDrainsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDrainsRequest.ProtoReflect.Descriptor instead.
 func (*ListDrainsRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{38}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListDrainsRequest) GetNodeId() string {
@@ -2893,7 +3123,7 @@ type ListDrainsResponse struct {
 
 func (x *ListDrainsResponse) Reset() {
 	*x = ListDrainsResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[39]
+	mi := &file_mics_control_v1_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +3135,7 @@ func (x *ListDrainsResponse) String() string {
 func (*ListDrainsResponse) ProtoMessage() {}
 
 func (x *ListDrainsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[39]
+	mi := &file_mics_control_v1_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,7 +3148,7 @@ func (x *ListDrainsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDrainsResponse.ProtoReflect.Descriptor instead.
 func (*ListDrainsResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{39}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListDrainsResponse) GetDrains() []*DrainOperation {
@@ -2938,7 +3168,7 @@ type WatchDrainsRequest struct {
 
 func (x *WatchDrainsRequest) Reset() {
 	*x = WatchDrainsRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[40]
+	mi := &file_mics_control_v1_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2950,7 +3180,7 @@ func (x *WatchDrainsRequest) String() string {
 func (*WatchDrainsRequest) ProtoMessage() {}
 
 func (x *WatchDrainsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[40]
+	mi := &file_mics_control_v1_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3193,7 @@ func (x *WatchDrainsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDrainsRequest.ProtoReflect.Descriptor instead.
 func (*WatchDrainsRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{40}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *WatchDrainsRequest) GetOperationId() string {
@@ -2982,7 +3212,7 @@ type WatchDrainsResponse struct {
 
 func (x *WatchDrainsResponse) Reset() {
 	*x = WatchDrainsResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[41]
+	mi := &file_mics_control_v1_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2994,7 +3224,7 @@ func (x *WatchDrainsResponse) String() string {
 func (*WatchDrainsResponse) ProtoMessage() {}
 
 func (x *WatchDrainsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[41]
+	mi := &file_mics_control_v1_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3007,7 +3237,7 @@ func (x *WatchDrainsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDrainsResponse.ProtoReflect.Descriptor instead.
 func (*WatchDrainsResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{41}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *WatchDrainsResponse) GetDrains() []*DrainOperation {
@@ -3027,7 +3257,7 @@ type ChangeDrainRequest struct {
 
 func (x *ChangeDrainRequest) Reset() {
 	*x = ChangeDrainRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[42]
+	mi := &file_mics_control_v1_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3039,7 +3269,7 @@ func (x *ChangeDrainRequest) String() string {
 func (*ChangeDrainRequest) ProtoMessage() {}
 
 func (x *ChangeDrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[42]
+	mi := &file_mics_control_v1_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3052,7 +3282,7 @@ func (x *ChangeDrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeDrainRequest.ProtoReflect.Descriptor instead.
 func (*ChangeDrainRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{42}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ChangeDrainRequest) GetOperationId() string {
@@ -3078,7 +3308,7 @@ type ChangeDrainResponse struct {
 
 func (x *ChangeDrainResponse) Reset() {
 	*x = ChangeDrainResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[43]
+	mi := &file_mics_control_v1_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3090,7 +3320,7 @@ func (x *ChangeDrainResponse) String() string {
 func (*ChangeDrainResponse) ProtoMessage() {}
 
 func (x *ChangeDrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[43]
+	mi := &file_mics_control_v1_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3103,7 +3333,7 @@ func (x *ChangeDrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeDrainResponse.ProtoReflect.Descriptor instead.
 func (*ChangeDrainResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{43}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ChangeDrainResponse) GetDrain() *DrainOperation {
@@ -3125,7 +3355,7 @@ type RehearseDrainRequest struct {
 
 func (x *RehearseDrainRequest) Reset() {
 	*x = RehearseDrainRequest{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[44]
+	mi := &file_mics_control_v1_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3137,7 +3367,7 @@ func (x *RehearseDrainRequest) String() string {
 func (*RehearseDrainRequest) ProtoMessage() {}
 
 func (x *RehearseDrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[44]
+	mi := &file_mics_control_v1_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3150,7 +3380,7 @@ func (x *RehearseDrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RehearseDrainRequest.ProtoReflect.Descriptor instead.
 func (*RehearseDrainRequest) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{44}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RehearseDrainRequest) GetNodeId() string {
@@ -3197,7 +3427,7 @@ type RehearseDrainResponse struct {
 
 func (x *RehearseDrainResponse) Reset() {
 	*x = RehearseDrainResponse{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[45]
+	mi := &file_mics_control_v1_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3209,7 +3439,7 @@ func (x *RehearseDrainResponse) String() string {
 func (*RehearseDrainResponse) ProtoMessage() {}
 
 func (x *RehearseDrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[45]
+	mi := &file_mics_control_v1_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3222,7 +3452,7 @@ func (x *RehearseDrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RehearseDrainResponse.ProtoReflect.Descriptor instead.
 func (*RehearseDrainResponse) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{45}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RehearseDrainResponse) GetSessions() uint64 {
@@ -3313,7 +3543,7 @@ type RehearsedNode struct {
 
 func (x *RehearsedNode) Reset() {
 	*x = RehearsedNode{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[46]
+	mi := &file_mics_control_v1_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3325,7 +3555,7 @@ func (x *RehearsedNode) String() string {
 func (*RehearsedNode) ProtoMessage() {}
 
 func (x *RehearsedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[46]
+	mi := &file_mics_control_v1_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3338,7 +3568,7 @@ func (x *RehearsedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RehearsedNode.ProtoReflect.Descriptor instead.
 func (*RehearsedNode) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{46}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RehearsedNode) GetNodeId() string {
@@ -3417,7 +3647,7 @@ type DrainOperation struct {
 
 func (x *DrainOperation) Reset() {
 	*x = DrainOperation{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[47]
+	mi := &file_mics_control_v1_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3429,7 +3659,7 @@ func (x *DrainOperation) String() string {
 func (*DrainOperation) ProtoMessage() {}
 
 func (x *DrainOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[47]
+	mi := &file_mics_control_v1_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3442,7 +3672,7 @@ func (x *DrainOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainOperation.ProtoReflect.Descriptor instead.
 func (*DrainOperation) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{47}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DrainOperation) GetOperationId() string {
@@ -3619,7 +3849,7 @@ type DrainReceipt struct {
 
 func (x *DrainReceipt) Reset() {
 	*x = DrainReceipt{}
-	mi := &file_mics_control_v1_control_proto_msgTypes[48]
+	mi := &file_mics_control_v1_control_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3631,7 +3861,7 @@ func (x *DrainReceipt) String() string {
 func (*DrainReceipt) ProtoMessage() {}
 
 func (x *DrainReceipt) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_control_v1_control_proto_msgTypes[48]
+	mi := &file_mics_control_v1_control_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3644,7 +3874,7 @@ func (x *DrainReceipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainReceipt.ProtoReflect.Descriptor instead.
 func (*DrainReceipt) Descriptor() ([]byte, []int) {
-	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{48}
+	return file_mics_control_v1_control_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DrainReceipt) GetSessions() uint64 {
@@ -3853,7 +4083,27 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\x11RedriveDLQRequest\x12;\n" +
 	"\arequest\x18\x01 \x01(\v2!.mics.router.v1.RedriveDLQRequestR\arequest\"Q\n" +
 	"\x12RedriveDLQResponse\x12;\n" +
-	"\bprogress\x18\x01 \x01(\v2\x1f.mics.router.v1.RedriveProgressR\bprogress\"\x10\n" +
+	"\bprogress\x18\x01 \x01(\v2\x1f.mics.router.v1.RedriveProgressR\bprogress\"C\n" +
+	"\x10ListAuditRequest\x12\x19\n" +
+	"\bsince_ms\x18\x01 \x01(\x03R\asinceMs\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"h\n" +
+	"\x11ListAuditResponse\x125\n" +
+	"\aentries\x18\x01 \x03(\v2\x1b.mics.control.v1.AuditEntryR\aentries\x12\x1c\n" +
+	"\ttruncated\x18\x02 \x01(\bR\ttruncated\"\x83\x02\n" +
+	"\n" +
+	"AuditEntry\x12\x13\n" +
+	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x10\n" +
+	"\x03who\x18\x02 \x01(\tR\x03who\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x12\x12\n" +
+	"\x04from\x18\x04 \x01(\tR\x04from\x12\x17\n" +
+	"\anode_id\x18\x05 \x01(\tR\x06nodeId\x12\x1c\n" +
+	"\tprocedure\x18\x06 \x01(\tR\tprocedure\x12\x1c\n" +
+	"\targuments\x18\a \x01(\tR\targuments\x12\x18\n" +
+	"\aoutcome\x18\b \x01(\tR\aoutcome\x12\x16\n" +
+	"\x06detail\x18\t \x01(\tR\x06detail\x12\x1f\n" +
+	"\vduration_ms\x18\n" +
+	" \x01(\x01R\n" +
+	"durationMs\"\x10\n" +
 	"\x0eVersionRequest\"D\n" +
 	"\x0fVersionResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x18\n" +
@@ -4096,7 +4346,7 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\x16DRAIN_STATE_CANCELLING\x10\x06\x12\x14\n" +
 	"\x10DRAIN_STATE_DONE\x10\a\x12\x19\n" +
 	"\x15DRAIN_STATE_CANCELLED\x10\b\x12\x16\n" +
-	"\x12DRAIN_STATE_FAILED\x10\t2\x94\f\n" +
+	"\x12DRAIN_STATE_FAILED\x10\t2\xe8\f\n" +
 	"\x0eControlService\x12R\n" +
 	"\tListNodes\x12!.mics.control.v1.ListNodesRequest\x1a\".mics.control.v1.ListNodesResponse\x12W\n" +
 	"\n" +
@@ -4117,7 +4367,8 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\tGetCanary\x12!.mics.control.v1.GetCanaryRequest\x1a\".mics.control.v1.GetCanaryResponse\x12Z\n" +
 	"\vWatchCanary\x12#.mics.control.v1.WatchCanaryRequest\x1a$.mics.control.v1.WatchCanaryResponse0\x01\x12[\n" +
 	"\fChangeCanary\x12$.mics.control.v1.ChangeCanaryRequest\x1a%.mics.control.v1.ChangeCanaryResponse\x12R\n" +
-	"\tRebalance\x12!.mics.control.v1.RebalanceRequest\x1a\".mics.control.v1.RebalanceResponse\x12L\n" +
+	"\tRebalance\x12!.mics.control.v1.RebalanceRequest\x1a\".mics.control.v1.RebalanceResponse\x12R\n" +
+	"\tListAudit\x12!.mics.control.v1.ListAuditRequest\x1a\".mics.control.v1.ListAuditResponse\x12L\n" +
 	"\aVersion\x12\x1f.mics.control.v1.VersionRequest\x1a .mics.control.v1.VersionResponse2a\n" +
 	"\vNodeService\x12R\n" +
 	"\tTerminate\x12!.mics.control.v1.TerminateRequest\x1a\".mics.control.v1.TerminateResponseB9Z7github.com/mics-im/mics/proto/mics/control/v1;controlv1b\x06proto3"
@@ -4135,7 +4386,7 @@ func file_mics_control_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_mics_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_mics_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_mics_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_mics_control_v1_control_proto_goTypes = []any{
 	(NodeKind)(0),                   // 0: mics.control.v1.NodeKind
 	(CanaryPhase)(0),                // 1: mics.control.v1.CanaryPhase
@@ -4158,127 +4409,133 @@ var file_mics_control_v1_control_proto_goTypes = []any{
 	(*ListDLQResponse)(nil),         // 18: mics.control.v1.ListDLQResponse
 	(*RedriveDLQRequest)(nil),       // 19: mics.control.v1.RedriveDLQRequest
 	(*RedriveDLQResponse)(nil),      // 20: mics.control.v1.RedriveDLQResponse
-	(*VersionRequest)(nil),          // 21: mics.control.v1.VersionRequest
-	(*VersionResponse)(nil),         // 22: mics.control.v1.VersionResponse
-	(*CanarySpec)(nil),              // 23: mics.control.v1.CanarySpec
-	(*CanaryTrack)(nil),             // 24: mics.control.v1.CanaryTrack
-	(*CanarySignal)(nil),            // 25: mics.control.v1.CanarySignal
-	(*CanaryEvent)(nil),             // 26: mics.control.v1.CanaryEvent
-	(*Canary)(nil),                  // 27: mics.control.v1.Canary
-	(*StartCanaryRequest)(nil),      // 28: mics.control.v1.StartCanaryRequest
-	(*StartCanaryResponse)(nil),     // 29: mics.control.v1.StartCanaryResponse
-	(*GetCanaryRequest)(nil),        // 30: mics.control.v1.GetCanaryRequest
-	(*GetCanaryResponse)(nil),       // 31: mics.control.v1.GetCanaryResponse
-	(*WatchCanaryRequest)(nil),      // 32: mics.control.v1.WatchCanaryRequest
-	(*WatchCanaryResponse)(nil),     // 33: mics.control.v1.WatchCanaryResponse
-	(*ChangeCanaryRequest)(nil),     // 34: mics.control.v1.ChangeCanaryRequest
-	(*ChangeCanaryResponse)(nil),    // 35: mics.control.v1.ChangeCanaryResponse
-	(*RebalanceRequest)(nil),        // 36: mics.control.v1.RebalanceRequest
-	(*RebalanceResponse)(nil),       // 37: mics.control.v1.RebalanceResponse
-	(*RebalanceNode)(nil),           // 38: mics.control.v1.RebalanceNode
-	(*DrainRequest)(nil),            // 39: mics.control.v1.DrainRequest
-	(*DrainResponse)(nil),           // 40: mics.control.v1.DrainResponse
-	(*UndrainRequest)(nil),          // 41: mics.control.v1.UndrainRequest
-	(*UndrainResponse)(nil),         // 42: mics.control.v1.UndrainResponse
-	(*ListDrainsRequest)(nil),       // 43: mics.control.v1.ListDrainsRequest
-	(*ListDrainsResponse)(nil),      // 44: mics.control.v1.ListDrainsResponse
-	(*WatchDrainsRequest)(nil),      // 45: mics.control.v1.WatchDrainsRequest
-	(*WatchDrainsResponse)(nil),     // 46: mics.control.v1.WatchDrainsResponse
-	(*ChangeDrainRequest)(nil),      // 47: mics.control.v1.ChangeDrainRequest
-	(*ChangeDrainResponse)(nil),     // 48: mics.control.v1.ChangeDrainResponse
-	(*RehearseDrainRequest)(nil),    // 49: mics.control.v1.RehearseDrainRequest
-	(*RehearseDrainResponse)(nil),   // 50: mics.control.v1.RehearseDrainResponse
-	(*RehearsedNode)(nil),           // 51: mics.control.v1.RehearsedNode
-	(*DrainOperation)(nil),          // 52: mics.control.v1.DrainOperation
-	(*DrainReceipt)(nil),            // 53: mics.control.v1.DrainReceipt
-	(*v1.Target)(nil),               // 54: mics.gateway.v1.Target
-	(v1.Phase)(0),                   // 55: mics.gateway.v1.Phase
-	(*v1.SessionInfo)(nil),          // 56: mics.gateway.v1.SessionInfo
-	(*v11.ListDLQRequest)(nil),      // 57: mics.router.v1.ListDLQRequest
-	(*v11.ListDLQResponse)(nil),     // 58: mics.router.v1.ListDLQResponse
-	(*v11.RedriveDLQRequest)(nil),   // 59: mics.router.v1.RedriveDLQRequest
-	(*v11.RedriveProgress)(nil),     // 60: mics.router.v1.RedriveProgress
-	(*v1.DrainProgress)(nil),        // 61: mics.gateway.v1.DrainProgress
+	(*ListAuditRequest)(nil),        // 21: mics.control.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),       // 22: mics.control.v1.ListAuditResponse
+	(*AuditEntry)(nil),              // 23: mics.control.v1.AuditEntry
+	(*VersionRequest)(nil),          // 24: mics.control.v1.VersionRequest
+	(*VersionResponse)(nil),         // 25: mics.control.v1.VersionResponse
+	(*CanarySpec)(nil),              // 26: mics.control.v1.CanarySpec
+	(*CanaryTrack)(nil),             // 27: mics.control.v1.CanaryTrack
+	(*CanarySignal)(nil),            // 28: mics.control.v1.CanarySignal
+	(*CanaryEvent)(nil),             // 29: mics.control.v1.CanaryEvent
+	(*Canary)(nil),                  // 30: mics.control.v1.Canary
+	(*StartCanaryRequest)(nil),      // 31: mics.control.v1.StartCanaryRequest
+	(*StartCanaryResponse)(nil),     // 32: mics.control.v1.StartCanaryResponse
+	(*GetCanaryRequest)(nil),        // 33: mics.control.v1.GetCanaryRequest
+	(*GetCanaryResponse)(nil),       // 34: mics.control.v1.GetCanaryResponse
+	(*WatchCanaryRequest)(nil),      // 35: mics.control.v1.WatchCanaryRequest
+	(*WatchCanaryResponse)(nil),     // 36: mics.control.v1.WatchCanaryResponse
+	(*ChangeCanaryRequest)(nil),     // 37: mics.control.v1.ChangeCanaryRequest
+	(*ChangeCanaryResponse)(nil),    // 38: mics.control.v1.ChangeCanaryResponse
+	(*RebalanceRequest)(nil),        // 39: mics.control.v1.RebalanceRequest
+	(*RebalanceResponse)(nil),       // 40: mics.control.v1.RebalanceResponse
+	(*RebalanceNode)(nil),           // 41: mics.control.v1.RebalanceNode
+	(*DrainRequest)(nil),            // 42: mics.control.v1.DrainRequest
+	(*DrainResponse)(nil),           // 43: mics.control.v1.DrainResponse
+	(*UndrainRequest)(nil),          // 44: mics.control.v1.UndrainRequest
+	(*UndrainResponse)(nil),         // 45: mics.control.v1.UndrainResponse
+	(*ListDrainsRequest)(nil),       // 46: mics.control.v1.ListDrainsRequest
+	(*ListDrainsResponse)(nil),      // 47: mics.control.v1.ListDrainsResponse
+	(*WatchDrainsRequest)(nil),      // 48: mics.control.v1.WatchDrainsRequest
+	(*WatchDrainsResponse)(nil),     // 49: mics.control.v1.WatchDrainsResponse
+	(*ChangeDrainRequest)(nil),      // 50: mics.control.v1.ChangeDrainRequest
+	(*ChangeDrainResponse)(nil),     // 51: mics.control.v1.ChangeDrainResponse
+	(*RehearseDrainRequest)(nil),    // 52: mics.control.v1.RehearseDrainRequest
+	(*RehearseDrainResponse)(nil),   // 53: mics.control.v1.RehearseDrainResponse
+	(*RehearsedNode)(nil),           // 54: mics.control.v1.RehearsedNode
+	(*DrainOperation)(nil),          // 55: mics.control.v1.DrainOperation
+	(*DrainReceipt)(nil),            // 56: mics.control.v1.DrainReceipt
+	(*v1.Target)(nil),               // 57: mics.gateway.v1.Target
+	(v1.Phase)(0),                   // 58: mics.gateway.v1.Phase
+	(*v1.SessionInfo)(nil),          // 59: mics.gateway.v1.SessionInfo
+	(*v11.ListDLQRequest)(nil),      // 60: mics.router.v1.ListDLQRequest
+	(*v11.ListDLQResponse)(nil),     // 61: mics.router.v1.ListDLQResponse
+	(*v11.RedriveDLQRequest)(nil),   // 62: mics.router.v1.RedriveDLQRequest
+	(*v11.RedriveProgress)(nil),     // 63: mics.router.v1.RedriveProgress
+	(*v1.DrainProgress)(nil),        // 64: mics.gateway.v1.DrainProgress
 }
 var file_mics_control_v1_control_proto_depIdxs = []int32{
-	54, // 0: mics.control.v1.TerminateResponse.targets:type_name -> mics.gateway.v1.Target
+	57, // 0: mics.control.v1.TerminateResponse.targets:type_name -> mics.gateway.v1.Target
 	0,  // 1: mics.control.v1.Node.kind:type_name -> mics.control.v1.NodeKind
-	55, // 2: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
+	58, // 2: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
 	7,  // 3: mics.control.v1.ListNodesResponse.nodes:type_name -> mics.control.v1.Node
 	7,  // 4: mics.control.v1.WatchNodesResponse.nodes:type_name -> mics.control.v1.Node
 	14, // 5: mics.control.v1.ListSessionsResponse.sessions:type_name -> mics.control.v1.Session
-	56, // 6: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
-	57, // 7: mics.control.v1.ListDLQRequest.request:type_name -> mics.router.v1.ListDLQRequest
-	58, // 8: mics.control.v1.ListDLQResponse.response:type_name -> mics.router.v1.ListDLQResponse
-	59, // 9: mics.control.v1.RedriveDLQRequest.request:type_name -> mics.router.v1.RedriveDLQRequest
-	60, // 10: mics.control.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
-	23, // 11: mics.control.v1.Canary.spec:type_name -> mics.control.v1.CanarySpec
-	1,  // 12: mics.control.v1.Canary.phase:type_name -> mics.control.v1.CanaryPhase
-	24, // 13: mics.control.v1.Canary.stable:type_name -> mics.control.v1.CanaryTrack
-	24, // 14: mics.control.v1.Canary.canary:type_name -> mics.control.v1.CanaryTrack
-	25, // 15: mics.control.v1.Canary.signals:type_name -> mics.control.v1.CanarySignal
-	26, // 16: mics.control.v1.Canary.events:type_name -> mics.control.v1.CanaryEvent
-	23, // 17: mics.control.v1.StartCanaryRequest.spec:type_name -> mics.control.v1.CanarySpec
-	27, // 18: mics.control.v1.StartCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	27, // 19: mics.control.v1.GetCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	27, // 20: mics.control.v1.WatchCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	4,  // 21: mics.control.v1.ChangeCanaryRequest.change:type_name -> mics.control.v1.ChangeCanaryRequest.Change
-	27, // 22: mics.control.v1.ChangeCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	38, // 23: mics.control.v1.RebalanceResponse.nodes:type_name -> mics.control.v1.RebalanceNode
-	52, // 24: mics.control.v1.DrainResponse.drain:type_name -> mics.control.v1.DrainOperation
-	52, // 25: mics.control.v1.UndrainResponse.drain:type_name -> mics.control.v1.DrainOperation
-	52, // 26: mics.control.v1.ListDrainsResponse.drains:type_name -> mics.control.v1.DrainOperation
-	52, // 27: mics.control.v1.WatchDrainsResponse.drains:type_name -> mics.control.v1.DrainOperation
-	2,  // 28: mics.control.v1.ChangeDrainRequest.change:type_name -> mics.control.v1.DrainChange
-	52, // 29: mics.control.v1.ChangeDrainResponse.drain:type_name -> mics.control.v1.DrainOperation
-	51, // 30: mics.control.v1.RehearseDrainResponse.nodes:type_name -> mics.control.v1.RehearsedNode
-	3,  // 31: mics.control.v1.DrainOperation.state:type_name -> mics.control.v1.DrainState
-	61, // 32: mics.control.v1.DrainOperation.progress:type_name -> mics.gateway.v1.DrainProgress
-	54, // 33: mics.control.v1.DrainOperation.targets:type_name -> mics.gateway.v1.Target
-	53, // 34: mics.control.v1.DrainOperation.receipt:type_name -> mics.control.v1.DrainReceipt
-	8,  // 35: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
-	10, // 36: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
-	12, // 37: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
-	15, // 38: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
-	39, // 39: mics.control.v1.ControlService.Drain:input_type -> mics.control.v1.DrainRequest
-	41, // 40: mics.control.v1.ControlService.Undrain:input_type -> mics.control.v1.UndrainRequest
-	43, // 41: mics.control.v1.ControlService.ListDrains:input_type -> mics.control.v1.ListDrainsRequest
-	45, // 42: mics.control.v1.ControlService.WatchDrains:input_type -> mics.control.v1.WatchDrainsRequest
-	47, // 43: mics.control.v1.ControlService.ChangeDrain:input_type -> mics.control.v1.ChangeDrainRequest
-	49, // 44: mics.control.v1.ControlService.RehearseDrain:input_type -> mics.control.v1.RehearseDrainRequest
-	17, // 45: mics.control.v1.ControlService.ListDLQ:input_type -> mics.control.v1.ListDLQRequest
-	19, // 46: mics.control.v1.ControlService.RedriveDLQ:input_type -> mics.control.v1.RedriveDLQRequest
-	28, // 47: mics.control.v1.ControlService.StartCanary:input_type -> mics.control.v1.StartCanaryRequest
-	30, // 48: mics.control.v1.ControlService.GetCanary:input_type -> mics.control.v1.GetCanaryRequest
-	32, // 49: mics.control.v1.ControlService.WatchCanary:input_type -> mics.control.v1.WatchCanaryRequest
-	34, // 50: mics.control.v1.ControlService.ChangeCanary:input_type -> mics.control.v1.ChangeCanaryRequest
-	36, // 51: mics.control.v1.ControlService.Rebalance:input_type -> mics.control.v1.RebalanceRequest
-	21, // 52: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
-	5,  // 53: mics.control.v1.NodeService.Terminate:input_type -> mics.control.v1.TerminateRequest
-	9,  // 54: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
-	11, // 55: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
-	13, // 56: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
-	16, // 57: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
-	40, // 58: mics.control.v1.ControlService.Drain:output_type -> mics.control.v1.DrainResponse
-	42, // 59: mics.control.v1.ControlService.Undrain:output_type -> mics.control.v1.UndrainResponse
-	44, // 60: mics.control.v1.ControlService.ListDrains:output_type -> mics.control.v1.ListDrainsResponse
-	46, // 61: mics.control.v1.ControlService.WatchDrains:output_type -> mics.control.v1.WatchDrainsResponse
-	48, // 62: mics.control.v1.ControlService.ChangeDrain:output_type -> mics.control.v1.ChangeDrainResponse
-	50, // 63: mics.control.v1.ControlService.RehearseDrain:output_type -> mics.control.v1.RehearseDrainResponse
-	18, // 64: mics.control.v1.ControlService.ListDLQ:output_type -> mics.control.v1.ListDLQResponse
-	20, // 65: mics.control.v1.ControlService.RedriveDLQ:output_type -> mics.control.v1.RedriveDLQResponse
-	29, // 66: mics.control.v1.ControlService.StartCanary:output_type -> mics.control.v1.StartCanaryResponse
-	31, // 67: mics.control.v1.ControlService.GetCanary:output_type -> mics.control.v1.GetCanaryResponse
-	33, // 68: mics.control.v1.ControlService.WatchCanary:output_type -> mics.control.v1.WatchCanaryResponse
-	35, // 69: mics.control.v1.ControlService.ChangeCanary:output_type -> mics.control.v1.ChangeCanaryResponse
-	37, // 70: mics.control.v1.ControlService.Rebalance:output_type -> mics.control.v1.RebalanceResponse
-	22, // 71: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
-	6,  // 72: mics.control.v1.NodeService.Terminate:output_type -> mics.control.v1.TerminateResponse
-	54, // [54:73] is the sub-list for method output_type
-	35, // [35:54] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	59, // 6: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
+	60, // 7: mics.control.v1.ListDLQRequest.request:type_name -> mics.router.v1.ListDLQRequest
+	61, // 8: mics.control.v1.ListDLQResponse.response:type_name -> mics.router.v1.ListDLQResponse
+	62, // 9: mics.control.v1.RedriveDLQRequest.request:type_name -> mics.router.v1.RedriveDLQRequest
+	63, // 10: mics.control.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
+	23, // 11: mics.control.v1.ListAuditResponse.entries:type_name -> mics.control.v1.AuditEntry
+	26, // 12: mics.control.v1.Canary.spec:type_name -> mics.control.v1.CanarySpec
+	1,  // 13: mics.control.v1.Canary.phase:type_name -> mics.control.v1.CanaryPhase
+	27, // 14: mics.control.v1.Canary.stable:type_name -> mics.control.v1.CanaryTrack
+	27, // 15: mics.control.v1.Canary.canary:type_name -> mics.control.v1.CanaryTrack
+	28, // 16: mics.control.v1.Canary.signals:type_name -> mics.control.v1.CanarySignal
+	29, // 17: mics.control.v1.Canary.events:type_name -> mics.control.v1.CanaryEvent
+	26, // 18: mics.control.v1.StartCanaryRequest.spec:type_name -> mics.control.v1.CanarySpec
+	30, // 19: mics.control.v1.StartCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	30, // 20: mics.control.v1.GetCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	30, // 21: mics.control.v1.WatchCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	4,  // 22: mics.control.v1.ChangeCanaryRequest.change:type_name -> mics.control.v1.ChangeCanaryRequest.Change
+	30, // 23: mics.control.v1.ChangeCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	41, // 24: mics.control.v1.RebalanceResponse.nodes:type_name -> mics.control.v1.RebalanceNode
+	55, // 25: mics.control.v1.DrainResponse.drain:type_name -> mics.control.v1.DrainOperation
+	55, // 26: mics.control.v1.UndrainResponse.drain:type_name -> mics.control.v1.DrainOperation
+	55, // 27: mics.control.v1.ListDrainsResponse.drains:type_name -> mics.control.v1.DrainOperation
+	55, // 28: mics.control.v1.WatchDrainsResponse.drains:type_name -> mics.control.v1.DrainOperation
+	2,  // 29: mics.control.v1.ChangeDrainRequest.change:type_name -> mics.control.v1.DrainChange
+	55, // 30: mics.control.v1.ChangeDrainResponse.drain:type_name -> mics.control.v1.DrainOperation
+	54, // 31: mics.control.v1.RehearseDrainResponse.nodes:type_name -> mics.control.v1.RehearsedNode
+	3,  // 32: mics.control.v1.DrainOperation.state:type_name -> mics.control.v1.DrainState
+	64, // 33: mics.control.v1.DrainOperation.progress:type_name -> mics.gateway.v1.DrainProgress
+	57, // 34: mics.control.v1.DrainOperation.targets:type_name -> mics.gateway.v1.Target
+	56, // 35: mics.control.v1.DrainOperation.receipt:type_name -> mics.control.v1.DrainReceipt
+	8,  // 36: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
+	10, // 37: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
+	12, // 38: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
+	15, // 39: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
+	42, // 40: mics.control.v1.ControlService.Drain:input_type -> mics.control.v1.DrainRequest
+	44, // 41: mics.control.v1.ControlService.Undrain:input_type -> mics.control.v1.UndrainRequest
+	46, // 42: mics.control.v1.ControlService.ListDrains:input_type -> mics.control.v1.ListDrainsRequest
+	48, // 43: mics.control.v1.ControlService.WatchDrains:input_type -> mics.control.v1.WatchDrainsRequest
+	50, // 44: mics.control.v1.ControlService.ChangeDrain:input_type -> mics.control.v1.ChangeDrainRequest
+	52, // 45: mics.control.v1.ControlService.RehearseDrain:input_type -> mics.control.v1.RehearseDrainRequest
+	17, // 46: mics.control.v1.ControlService.ListDLQ:input_type -> mics.control.v1.ListDLQRequest
+	19, // 47: mics.control.v1.ControlService.RedriveDLQ:input_type -> mics.control.v1.RedriveDLQRequest
+	31, // 48: mics.control.v1.ControlService.StartCanary:input_type -> mics.control.v1.StartCanaryRequest
+	33, // 49: mics.control.v1.ControlService.GetCanary:input_type -> mics.control.v1.GetCanaryRequest
+	35, // 50: mics.control.v1.ControlService.WatchCanary:input_type -> mics.control.v1.WatchCanaryRequest
+	37, // 51: mics.control.v1.ControlService.ChangeCanary:input_type -> mics.control.v1.ChangeCanaryRequest
+	39, // 52: mics.control.v1.ControlService.Rebalance:input_type -> mics.control.v1.RebalanceRequest
+	21, // 53: mics.control.v1.ControlService.ListAudit:input_type -> mics.control.v1.ListAuditRequest
+	24, // 54: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
+	5,  // 55: mics.control.v1.NodeService.Terminate:input_type -> mics.control.v1.TerminateRequest
+	9,  // 56: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
+	11, // 57: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
+	13, // 58: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
+	16, // 59: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
+	43, // 60: mics.control.v1.ControlService.Drain:output_type -> mics.control.v1.DrainResponse
+	45, // 61: mics.control.v1.ControlService.Undrain:output_type -> mics.control.v1.UndrainResponse
+	47, // 62: mics.control.v1.ControlService.ListDrains:output_type -> mics.control.v1.ListDrainsResponse
+	49, // 63: mics.control.v1.ControlService.WatchDrains:output_type -> mics.control.v1.WatchDrainsResponse
+	51, // 64: mics.control.v1.ControlService.ChangeDrain:output_type -> mics.control.v1.ChangeDrainResponse
+	53, // 65: mics.control.v1.ControlService.RehearseDrain:output_type -> mics.control.v1.RehearseDrainResponse
+	18, // 66: mics.control.v1.ControlService.ListDLQ:output_type -> mics.control.v1.ListDLQResponse
+	20, // 67: mics.control.v1.ControlService.RedriveDLQ:output_type -> mics.control.v1.RedriveDLQResponse
+	32, // 68: mics.control.v1.ControlService.StartCanary:output_type -> mics.control.v1.StartCanaryResponse
+	34, // 69: mics.control.v1.ControlService.GetCanary:output_type -> mics.control.v1.GetCanaryResponse
+	36, // 70: mics.control.v1.ControlService.WatchCanary:output_type -> mics.control.v1.WatchCanaryResponse
+	38, // 71: mics.control.v1.ControlService.ChangeCanary:output_type -> mics.control.v1.ChangeCanaryResponse
+	40, // 72: mics.control.v1.ControlService.Rebalance:output_type -> mics.control.v1.RebalanceResponse
+	22, // 73: mics.control.v1.ControlService.ListAudit:output_type -> mics.control.v1.ListAuditResponse
+	25, // 74: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
+	6,  // 75: mics.control.v1.NodeService.Terminate:output_type -> mics.control.v1.TerminateResponse
+	56, // [56:76] is the sub-list for method output_type
+	36, // [36:56] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_mics_control_v1_control_proto_init() }
@@ -4292,7 +4549,7 @@ func file_mics_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_control_v1_control_proto_rawDesc), len(file_mics_control_v1_control_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   49,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

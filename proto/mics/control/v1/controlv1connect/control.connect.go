@@ -84,6 +84,9 @@ const (
 	// ControlServiceRebalanceProcedure is the fully-qualified name of the ControlService's Rebalance
 	// RPC.
 	ControlServiceRebalanceProcedure = "/mics.control.v1.ControlService/Rebalance"
+	// ControlServiceListAuditProcedure is the fully-qualified name of the ControlService's ListAudit
+	// RPC.
+	ControlServiceListAuditProcedure = "/mics.control.v1.ControlService/ListAudit"
 	// ControlServiceVersionProcedure is the fully-qualified name of the ControlService's Version RPC.
 	ControlServiceVersionProcedure = "/mics.control.v1.ControlService/Version"
 	// NodeServiceTerminateProcedure is the fully-qualified name of the NodeService's Terminate RPC.
@@ -130,6 +133,9 @@ type ControlServiceClient interface {
 	// Rebalance evens out the sessions of the gateways of each track. It answers
 	// with what is going to be moved, or, with a preview, would be.
 	Rebalance(context.Context, *connect.Request[v1.RebalanceRequest]) (*connect.Response[v1.RebalanceResponse], error)
+	// ListAudit returns what operators have changed, or were refused to change,
+	// newest first.
+	ListAudit(context.Context, *connect.Request[v1.ListAuditRequest]) (*connect.Response[v1.ListAuditResponse], error)
 	// Version also proves that the control plane answers.
 	Version(context.Context, *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error)
 }
@@ -247,6 +253,12 @@ func NewControlServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(controlServiceMethods.ByName("Rebalance")),
 			connect.WithClientOptions(opts...),
 		),
+		listAudit: connect.NewClient[v1.ListAuditRequest, v1.ListAuditResponse](
+			httpClient,
+			baseURL+ControlServiceListAuditProcedure,
+			connect.WithSchema(controlServiceMethods.ByName("ListAudit")),
+			connect.WithClientOptions(opts...),
+		),
 		version: connect.NewClient[v1.VersionRequest, v1.VersionResponse](
 			httpClient,
 			baseURL+ControlServiceVersionProcedure,
@@ -275,6 +287,7 @@ type controlServiceClient struct {
 	watchCanary   *connect.Client[v1.WatchCanaryRequest, v1.WatchCanaryResponse]
 	changeCanary  *connect.Client[v1.ChangeCanaryRequest, v1.ChangeCanaryResponse]
 	rebalance     *connect.Client[v1.RebalanceRequest, v1.RebalanceResponse]
+	listAudit     *connect.Client[v1.ListAuditRequest, v1.ListAuditResponse]
 	version       *connect.Client[v1.VersionRequest, v1.VersionResponse]
 }
 
@@ -363,6 +376,11 @@ func (c *controlServiceClient) Rebalance(ctx context.Context, req *connect.Reque
 	return c.rebalance.CallUnary(ctx, req)
 }
 
+// ListAudit calls mics.control.v1.ControlService.ListAudit.
+func (c *controlServiceClient) ListAudit(ctx context.Context, req *connect.Request[v1.ListAuditRequest]) (*connect.Response[v1.ListAuditResponse], error) {
+	return c.listAudit.CallUnary(ctx, req)
+}
+
 // Version calls mics.control.v1.ControlService.Version.
 func (c *controlServiceClient) Version(ctx context.Context, req *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error) {
 	return c.version.CallUnary(ctx, req)
@@ -408,6 +426,9 @@ type ControlServiceHandler interface {
 	// Rebalance evens out the sessions of the gateways of each track. It answers
 	// with what is going to be moved, or, with a preview, would be.
 	Rebalance(context.Context, *connect.Request[v1.RebalanceRequest]) (*connect.Response[v1.RebalanceResponse], error)
+	// ListAudit returns what operators have changed, or were refused to change,
+	// newest first.
+	ListAudit(context.Context, *connect.Request[v1.ListAuditRequest]) (*connect.Response[v1.ListAuditResponse], error)
 	// Version also proves that the control plane answers.
 	Version(context.Context, *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error)
 }
@@ -521,6 +542,12 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 		connect.WithSchema(controlServiceMethods.ByName("Rebalance")),
 		connect.WithHandlerOptions(opts...),
 	)
+	controlServiceListAuditHandler := connect.NewUnaryHandler(
+		ControlServiceListAuditProcedure,
+		svc.ListAudit,
+		connect.WithSchema(controlServiceMethods.ByName("ListAudit")),
+		connect.WithHandlerOptions(opts...),
+	)
 	controlServiceVersionHandler := connect.NewUnaryHandler(
 		ControlServiceVersionProcedure,
 		svc.Version,
@@ -563,6 +590,8 @@ func NewControlServiceHandler(svc ControlServiceHandler, opts ...connect.Handler
 			controlServiceChangeCanaryHandler.ServeHTTP(w, r)
 		case ControlServiceRebalanceProcedure:
 			controlServiceRebalanceHandler.ServeHTTP(w, r)
+		case ControlServiceListAuditProcedure:
+			controlServiceListAuditHandler.ServeHTTP(w, r)
 		case ControlServiceVersionProcedure:
 			controlServiceVersionHandler.ServeHTTP(w, r)
 		default:
@@ -640,6 +669,10 @@ func (UnimplementedControlServiceHandler) ChangeCanary(context.Context, *connect
 
 func (UnimplementedControlServiceHandler) Rebalance(context.Context, *connect.Request[v1.RebalanceRequest]) (*connect.Response[v1.RebalanceResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.Rebalance is not implemented"))
+}
+
+func (UnimplementedControlServiceHandler) ListAudit(context.Context, *connect.Request[v1.ListAuditRequest]) (*connect.Response[v1.ListAuditResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.control.v1.ControlService.ListAudit is not implemented"))
 }
 
 func (UnimplementedControlServiceHandler) Version(context.Context, *connect.Request[v1.VersionRequest]) (*connect.Response[v1.VersionResponse], error) {
