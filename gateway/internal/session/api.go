@@ -56,7 +56,9 @@ type Admission struct {
 	// Resumed: an earlier session goes on (V2). What is first in the backlog has
 	// seqs, up to NextSeq-1; what follows is numbered from NextSeq on.
 	Resumed bool
-	NextSeq uint64
+	// Migrated: of a resumed one, its client had been asked to move.
+	Migrated bool
+	NextSeq  uint64
 	// Acked, unless it is nil, is called when the ConnectAck has been written: once,
 	// without locks, from the writing goroutine, which it must not block.
 	Acked func()

@@ -42,7 +42,7 @@ func (s *Session) Open(a Admission) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tenant, s.user, s.device, s.epoch = t, a.User, a.Device, a.Epoch
-	s.phase = live
+	s.phase, s.migrated = live, a.Resumed && a.Migrated
 	s.acked = a.Acked
 	s.enqueueFrame(ack)
 	s.admit(a, now)

@@ -85,6 +85,7 @@ type Session struct {
 	frozen       bool // a Handover takes, or has taken, the window
 	freezing     bool // it is still waiting
 	handed       bool // it has the window: nothing is handed back
+	migrated     bool // it goes on here because its client was asked to move
 	idled        bool // it was suspended, and its socket's end has been counted
 	severed      bool // suspended: the socket is closed
 	closeQueued  bool
@@ -157,6 +158,14 @@ func (s *Session) Epoch() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.epoch
+}
+
+// Migrated tells whether it goes on here because its client was asked to move, and
+// since when it is here.
+func (s *Session) Migrated() (migrated bool, since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.migrated, s.host.start.Add(time.Duration(s.since))
 }
 
 // Info is the session as others see it; ok says that it holds its route.

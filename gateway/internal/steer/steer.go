@@ -25,9 +25,9 @@ const (
 	// at while there is a rule: a hash each, some milliseconds for 100,000.
 	step      = 50 * time.Millisecond
 	scanEvery = time.Second
-	// maxAsked bounds the devices that are remembered as asked; 16 MiB or so.
-	// Beyond it nobody is asked until the next generation.
-	maxAsked = 1 << 20
+	// maxTold bounds the devices that are remembered as told; 16 MiB or so. Beyond
+	// it nobody is told until the next generation.
+	maxTold = 1 << 20
 	// maxPace bounds what may be asked for, in sessions per second.
 	maxPace = 1e6
 	// maxTenants bounds a rule.
@@ -78,11 +78,15 @@ type Steerer struct {
 	pace   float64
 	moveV1 bool
 	counts Counts
-	// once are the devices that were asked in this generation, by hash: nobody is
-	// asked twice, also when he comes back to the wrong track.
-	once  map[uint64]struct{}
+	ruled  time.Time // when the rule came
+	// told are the devices of V1 clients that were told to go in this generation, by
+	// hash: nobody can see where those come from who are on the wrong track again.
+	told map[uint64]struct{}
+	// taken are the sessions that are in queue, or were, in this generation, and the
+	// number of the look that has seen them last.
+	taken map[uint64]uint64
+	looks uint64
 	queue []*session.Session // that are to be asked
-	under map[uint64]bool    // sessions in queue or in a wave
 	going []going            // that were asked, in the order of their deadlines, about
 	gone  uint64             // that have moved, in this generation
 	ended bool
@@ -97,11 +101,11 @@ type going struct {
 func New(o Options) *Steerer {
 	t := o.Telemetry
 	s := &Steerer{
-		o: o, log: t.Log, seed: maphash.MakeSeed(), wake: make(chan struct{}, 1), once: map[uint64]struct{}{}, under: map[uint64]bool{},
+		o: o, log: t.Log, seed: maphash.MakeSeed(), wake: make(chan struct{}, 1), told: map[uint64]struct{}{}, taken: map[uint64]uint64{},
 		asked:    t.Counter("mics_steer_asked_total", "sessions asked to move because they are on the wrong track"),
 		moved:    t.Counter("mics_steer_moved_total", "of those that were asked, sessions that moved"),
 		stayed:   t.Counter("mics_steer_stayed_total", "of those that were asked, sessions that did not move in time, and stay"),
-		overflow: t.Counter("mics_steer_overflow_total", "sessions not asked because too many were in this generation"),
+		overflow: t.Counter("mics_steer_overflow_total", "sessions of V1 clients not told to go because too many were in this generation"),
 	}
 	t.Gauge("mics_steer_misplaced", "sessions on the wrong track, by the canary rule", func() int64 { return int64(s.Counts().Misplaced) })
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -146,8 +150,9 @@ func (s *Steerer) Steer(req *gatewayv1.SteerRequest) (*gatewayv1.SteerResponse, 
 	}
 	if generation > s.rule.Generation() {
 		s.rule = cohort.Compile(req.GetRule())
-		clear(s.once)
-		clear(s.under)
+		clear(s.told)
+		clear(s.taken)
+		s.ruled = time.Now()
 		s.queue, s.going, s.gone = nil, nil, 0
 		s.scan()
 		s.log.Info("canary_rule", "generation", generation, "weight", req.GetRule().GetWeight(), "misplaced", s.counts.Misplaced)
@@ -214,6 +219,7 @@ func (s *Steerer) loop() {
 // scan looks at all sessions: it counts, and queues who is to be asked. mu is held.
 func (s *Steerer) scan() {
 	c := Counts{Generation: s.rule.Generation()}
+	s.looks++
 	s.o.Registry.Walk(func(one *session.Session) bool {
 		stage := one.Stage()
 		if stage != session.Open && stage != session.Suspended {
@@ -234,28 +240,49 @@ func (s *Steerer) scan() {
 		s.enqueue(one, id, stage)
 		return true
 	})
+	for id, seen := range s.taken {
+		if seen != s.looks { // it has ended, or is on the right track by now
+			delete(s.taken, id)
+		}
+	}
 	s.counts = c
 }
 
-// enqueue puts a session on the wrong track into the queue if it is to be asked.
+// enqueue puts a session on the wrong track into the queue if it is to be asked:
+// once in a generation, and not if it has just come from where it was asked to go
+// elsewhere. mu is held.
 func (s *Steerer) enqueue(one *session.Session, id session.Identity, stage session.Stage) {
-	switch {
-	case stage != session.Open || one.Suspect() || s.under[one.ID()]:
-		return
-	case one.Version() < 2 && !s.moveV1:
+	if _, again := s.taken[one.ID()]; again {
+		s.taken[one.ID()] = s.looks
 		return
 	}
-	device := maphash.Comparable(s.seed, id)
-	if _, again := s.once[device]; again {
+	if stage != session.Open || one.Suspect() {
 		return
 	}
-	if len(s.once) >= maxAsked {
-		s.overflow.Inc()
-		return
+	if one.Version() < 2 {
+		if !s.moveV1 || !s.tell(id) {
+			return
+		}
+	} else if migrated, since := one.Migrated(); migrated && since.After(s.ruled) {
+		return // the load balancer sends it here, and would again
 	}
-	s.once[device] = struct{}{}
-	s.under[one.ID()] = true
+	s.taken[one.ID()] = s.looks
 	s.queue = append(s.queue, one)
+}
+
+// tell notes that a V1 client's device is told to go; false: it was before, or
+// there is no room to remember it. mu is held.
+func (s *Steerer) tell(id session.Identity) bool {
+	device := maphash.Comparable(s.seed, id)
+	if _, again := s.told[device]; again {
+		return false
+	}
+	if len(s.told) >= maxTold {
+		s.overflow.Inc()
+		return false
+	}
+	s.told[device] = struct{}{}
+	return true
 }
 
 // wave takes those whose turn it is, and tells whether there is more to do.
@@ -274,8 +301,8 @@ func (s *Steerer) wave(pace *drainer.Pacer, passed time.Duration, now time.Time)
 	var ask, tell []*session.Session
 	for _, one := range s.queue[:n] {
 		switch {
-		case one.Stage() != session.Open: // has gone by itself
-			delete(s.under, one.ID())
+		case one.Stage() != session.Open: // has gone by itself, or lost its socket
+			delete(s.taken, one.ID())
 		case one.Version() < 2:
 			tell = append(tell, one)
 		default:
@@ -303,10 +330,7 @@ func (s *Steerer) move(ask, tell []*session.Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, one := range unable { // no router made a token: it may be asked later
-		if s.under[one.ID()] {
-			delete(s.under, one.ID())
-			delete(s.once, maphash.Comparable(s.seed, one.Identity()))
-		}
+		delete(s.taken, one.ID())
 	}
 	for _, one := range append(asked, tell...) {
 		s.going = append(s.going, going{one, until})
@@ -334,9 +358,7 @@ func (s *Steerer) settle(now time.Time) {
 			s.stayed.Inc()
 		default:
 			kept = append(kept, g)
-			continue
 		}
-		delete(s.under, g.s.ID())
 	}
 	clear(s.going[len(kept):])
 	s.going = kept

@@ -59,6 +59,8 @@ type world struct {
 	reg   *registry.Registry
 	quiet atomic.Bool
 
+	migrated bool // who connects was asked to move, elsewhere
+
 	over      chan struct{} // closed when clients are to end
 	followers sync.WaitGroup
 
@@ -101,7 +103,10 @@ func (w *world) connect(version uint32, users ...string) (clients []*wstest.Clie
 		c.Allow(wstest.Plenty)
 		w.t.Cleanup(c.End)
 		s := w.reg.Add(ws.NewConn(server, nil), session.Params{Tenant: "t", Device: "d", Version: version})
-		s.Open(session.Admission{Identity: session.Identity{Tenant: "t", User: user, Device: "d"}, Heartbeat: 24 * time.Hour})
+		s.Open(session.Admission{
+			Identity: session.Identity{Tenant: "t", User: user, Device: "d"}, Heartbeat: 24 * time.Hour,
+			Resumed: w.migrated, Migrated: w.migrated, NextSeq: 1,
+		})
 		clients = append(clients, c)
 		if version >= 2 {
 			w.followers.Go(func() { w.follow(user, s, c) })
@@ -218,21 +223,32 @@ func TestTheWrongTrackEmptiesAtThePace(t *testing.T) {
 func TestWhoComesLaterIsSteeredToo(t *testing.T) {
 	inTime(t, func(t *testing.T, w *world) {
 		w.steer(steer(1, cohort.Full, 100))
-		w.connect(2, "ann")
-		after(3 * time.Second)
-		if n, _ := w.requests(); n != 1 {
-			t.Errorf("%d asked", n)
+		for i := range 3 { // she loses her connection, and the load balancer sends her here
+			w.connect(2, "ann")
+			after(3 * time.Second)
+			if n, _ := w.requests(); n != i+1 {
+				t.Errorf("%d asked after %d connects", n, i+1)
+			}
 		}
-		// She comes back, and back, whatever the load balancer does: once is enough.
+	})
+}
+
+// Whoever was asked to move and lands on the wrong track all the same is left alone
+// until there is another rule: the load balancer would send him there again.
+func TestNobodyIsSentInCircles(t *testing.T) {
+	inTime(t, func(t *testing.T, w *world) {
+		w.steer(steer(1, cohort.Full, 100))
+		after(time.Second)
+		w.migrated = true
 		w.connect(2, "ann")
 		after(10 * time.Second)
-		if n, _ := w.requests(); n != 1 {
-			t.Errorf("asked again in the same generation: %d", n)
+		if n, _ := w.requests(); n != 0 || w.Counts().Misplaced != 1 {
+			t.Errorf("%d asked, %+v", n, w.Counts())
 		}
 		w.steer(steer(2, cohort.Full, 100))
 		after(3 * time.Second)
-		if n, _ := w.requests(); n != 2 {
-			t.Errorf("%d asked in two generations", n)
+		if n, _ := w.requests(); n != 1 {
+			t.Errorf("%d asked by the next rule", n)
 		}
 	})
 }

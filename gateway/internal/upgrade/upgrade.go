@@ -231,7 +231,7 @@ func (h *Handler) open(conn *ws.Conn, req request, no refusal, remote string) {
 			RecentKeys: res.GetRecentKeys(), RecentAges: res.GetRecentAges(),
 			TraceID: res.GetTraceId(),
 
-			ResumeToken: res.GetResumeToken(), Resumed: res.GetResumed(), NextSeq: res.GetNextSeq(),
+			ResumeToken: res.GetResumeToken(), Resumed: res.GetResumed(), Migrated: res.GetMigrating(), NextSeq: res.GetNextSeq(),
 			Acked: h.acked(req, res),
 		})
 	}
