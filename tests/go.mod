@@ -29,6 +29,8 @@ require (
 	github.com/mics-im/mics/router v0.0.0
 	github.com/mics-im/mics/sdk/go v0.0.0
 	github.com/spf13/pflag v1.1.0
+	github.com/twmb/franz-go v1.22.3
+	github.com/twmb/franz-go/pkg/kmsg v1.15.1
 	go.uber.org/goleak v1.3.0
 	go.yaml.in/yaml/v3 v3.0.5
 	golang.org/x/sys v0.49.0

@@ -26,6 +26,9 @@ type KafkaOptions struct {
 	// SASL_PLAINTEXT or SASL_SSL, to be configured by Properties. The first one
 	// takes everybody.
 	Secure string
+	// Via returns where clients are to reach the broker that listens at addr, for a
+	// proxy in between; nil: there.
+	Via func(addr string) (string, error)
 }
 
 // KafkaServer is a real Apache Kafka broker, a cluster of one, that a test may
@@ -33,6 +36,8 @@ type KafkaOptions struct {
 // safe for concurrent use.
 type KafkaServer struct {
 	Addr, SecureAddr string
+	// Reach is where clients reach Addr: KafkaOptions.Via.
+	Reach string
 
 	java, config string
 	libs         string // class path
@@ -75,10 +80,18 @@ func (k kafka) server(t testing.TB, o KafkaOptions) *KafkaServer {
 	}
 	addr := func() string { return fmt.Sprintf("127.0.0.1:%d", FreePort(t)) }
 	s := &KafkaServer{Addr: addr(), java: k.java, libs: k.libs, config: filepath.Join(dir, "server.properties")}
+	s.Reach = s.Addr
+	if o.Via != nil {
+		reach, err := o.Via(s.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Reach = reach
+	}
 	controller := addr()
 	p := map[string]string{
 		"listeners":                      "PLAIN://" + s.Addr + ",CONTROLLER://" + controller,
-		"advertised.listeners":           "PLAIN://" + s.Addr,
+		"advertised.listeners":           "PLAIN://" + s.Reach,
 		"listener.security.protocol.map": "PLAIN:PLAINTEXT,CONTROLLER:PLAINTEXT",
 		"controller.quorum.voters":       "1@" + controller,
 		"log.dirs":                       logs,

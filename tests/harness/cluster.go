@@ -26,6 +26,8 @@ type Options struct {
 	// ControlPlane starts one, cp; ControlPlanes that many: cp, cp2, …
 	ControlPlane  bool
 	ControlPlanes int
+	// Kafka starts a broker, to which routers publish events.
+	Kafka bool
 	// Proxied puts a proxy in front of every router, gateway (for its peers, not
 	// for clients) and Redis: see Cluster.Net.
 	Proxied bool
@@ -49,7 +51,8 @@ type Cluster struct {
 	dir      string
 	opts     Options
 	tenants  []*Tenant
-	procs    []*Process // in the order of their start
+	procs    []*Process           // in the order of their start
+	kafka    *testkit.KafkaServer // nil: none
 	ports    []port
 	registry []*Device
 	mu       sync.Mutex // guards registry, and the growth of procs against the proxies
@@ -71,10 +74,13 @@ func New(t testing.TB, o Options) *Cluster {
 	for _, name := range o.Tenants {
 		c.tenants = append(c.tenants, startTenant(t, name))
 	}
-	t.Cleanup(c.end)
 	if o.Proxied {
 		c.Net = newNetwork(c.source)
 	}
+	if o.Kafka {
+		c.kafka = testkit.StartKafka(t, testkit.KafkaOptions{Via: c.viaProxy})
+	}
+	t.Cleanup(c.end)
 	if err := c.wire(); err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +130,7 @@ func (c *Cluster) wire() error {
 		routers = append(routers, c.opts.Scheme+"://"+reach)
 		c.service("router", &Process{Name: name, Internal: at, path: Binary(c.t, routerBin), env: []string{
 			"PUBLIC_ENDPOINT=" + c.opts.Scheme + "://" + reach, "REDIS__CONNECTION=" + store,
-			"TENANT_AUTH_MAP=" + string(auth), "TENANT_HOOK_SECRETS=" + string(secrets),
+			"TENANT_AUTH_MAP=" + string(auth), "TENANT_HOOK_SECRETS=" + string(secrets), "KAFKA__BOOTSTRAP_SERVERS=" + c.brokers(),
 		}})
 	}
 	all := "ROUTER_ENDPOINTS=" + strings.Join(routers, ",")

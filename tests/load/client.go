@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -62,7 +63,7 @@ type refusedError struct {
 func (e *refusedError) Error() string { return fmt.Sprintf("closed with %d %s", e.code, e.reason) }
 
 // dial connects and waits for the ConnectAck.
-func dial(ctx context.Context, at string, n int, tenant, device string) (*Client, error) {
+func dial(ctx context.Context, at string, n int, t Target, device string) (*Client, error) {
 	u, err := url.Parse(at)
 	if err != nil {
 		return nil, err
@@ -77,7 +78,7 @@ func dial(ctx context.Context, at string, n int, tenant, device string) (*Client
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	c := &Client{N: n, conn: conn, rd: reader{src: conn, buf: make([]byte, firstRead)}}
-	err = c.open(u, tenant, device)
+	err = c.open(u, t, device)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -100,8 +101,8 @@ func localAddr(host string, n int) net.Addr {
 	return &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(n/perAddress%250))}
 }
 
-func (c *Client) open(u *url.URL, tenant, device string) error {
-	q := url.Values{"tenantId": {tenant}, "token": {tokenPrefix + UserID(c.N)}, "deviceId": {device}}
+func (c *Client) open(u *url.URL, t Target, device string) error {
+	q := url.Values{"tenantId": {t.Tenant}, "token": {cmp.Or(t.Token, tokenPrefix) + UserID(c.N)}, "deviceId": {device}}
 	_, err := fmt.Fprintf(c.conn, "GET %s?%s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bWljcy1sb2FkLWNsaWVudA==\r\n\r\n", u.Path, q.Encode(), u.Host)
 	if err != nil {

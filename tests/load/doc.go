@@ -70,6 +70,9 @@ type Target struct {
 	URLs []string
 	// Tenant is the tenant of all clients; Tenant.New's hooks know their tokens.
 	Tenant string
+	// Token comes before the user's id in tokens; empty: what Tenant.New's hooks
+	// know.
+	Token string
 	// Procs are the server processes.
 	Procs []Proc
 }

@@ -82,7 +82,7 @@ func (s *Swarm) open(ctx context.Context, t Target, p Params, n int) (c *Client,
 	}
 	for ; ; tries++ {
 		attempt, cancel := context.WithTimeout(ctx, openTimeout)
-		c, err = dial(attempt, t.URLs[n%len(t.URLs)], n, t.Tenant, device)
+		c, err = dial(attempt, t.URLs[n%len(t.URLs)], n, t, device)
 		cancel()
 		if err == nil || tries == attempts-1 || ctx.Err() != nil {
 			return c, tries, err

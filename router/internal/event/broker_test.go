@@ -114,7 +114,7 @@ func checkOrder(t *testing.T, rs []record) {
 	t.Helper()
 	last := map[string]uint64{}
 	for _, r := range rs {
-		if !r.signed {
+		if !r.Signed {
 			t.Fatalf("%s is not signed with the tenant's secret", r.id())
 		}
 		if r.seq() <= last[r.key] {

@@ -1,17 +1,12 @@
 package event
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
-	"fmt"
+	"context"
 	"testing"
 	"time"
 
-	"context"
-
+	"github.com/mics-im/mics/internal/testkit"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // The consumer here is a tenant's, written by hand from the contract's tables:
@@ -19,60 +14,23 @@ import (
 
 // record is a record as a tenant sees it.
 type record struct {
+	testkit.MQEvent
 	key     string
-	fields  map[protowire.Number]string // strings and bytes
-	numbers map[protowire.Number]uint64
 	headers map[string]string
-	signed  bool // with the secret
 	part    int32
-	raw     []byte
 }
 
-func (r record) seq() uint64 { return r.numbers[14] }
-func (r record) id() string  { return fmt.Sprintf("%s/%d", r.fields[10], r.seq()) }
-func (r record) msg() string { return r.fields[3] }
+func (r record) seq() uint64 { return r.Seq() }
+func (r record) id() string  { return r.ID() }
+func (r record) msg() string { return r.Text[testkit.MQMsgID] }
 
-// parse reads an MqEvent and checks its signature over its bytes without the
-// field 11.
 func parse(t testing.TB, value []byte, secret string) record {
 	t.Helper()
-	r := record{fields: map[protowire.Number]string{}, numbers: map[protowire.Number]uint64{}, raw: value}
-	var plain []byte
-	last := protowire.Number(0)
-	for b := value; len(b) > 0; {
-		num, kind, n := protowire.ConsumeTag(b)
-		if n < 0 || num < last {
-			t.Fatalf("field %d after %d, or no field: % x", num, last, value)
-		}
-		last = num
-		size := n
-		switch kind {
-		case protowire.BytesType:
-			v, m := protowire.ConsumeBytes(b[n:])
-			if m < 0 {
-				t.Fatalf("field %d is cut off", num)
-			}
-			r.fields[num] = string(v)
-			size += m
-		case protowire.VarintType:
-			v, m := protowire.ConsumeVarint(b[n:])
-			if m < 0 {
-				t.Fatalf("field %d is cut off", num)
-			}
-			r.numbers[num] = v
-			size += m
-		default:
-			t.Fatalf("field %d is of wire type %d", num, kind)
-		}
-		if num != 11 {
-			plain = append(plain, b[:size]...)
-		}
-		b = b[size:]
+	e, err := testkit.ReadMQEvent(value, secret)
+	if err != nil {
+		t.Fatal(err)
 	}
-	mac := hmac.New(sha256.New, []byte(secret))
-	mac.Write(plain)
-	r.signed = r.fields[11] == base64.StdEncoding.EncodeToString(mac.Sum(nil))
-	return r
+	return record{MQEvent: e}
 }
 
 // tenantOf is a consumer of a whole topic, all partitions from their beginning.

@@ -70,7 +70,7 @@ func TestDeadLettersAreListedAndRedrivenOnce(t *testing.T) {
 		}
 		rs := f.topic(t, Topic(tenant))
 		for i, r := range rs {
-			if r.seq() != uint64(i+1) || !r.signed || r.msg() != fmt.Sprint(i) || r.key != "ann:bob" {
+			if r.seq() != uint64(i+1) || !r.Signed || r.msg() != fmt.Sprint(i) || r.key != "ann:bob" {
 				t.Errorf("place %d: %+v", i, r)
 			}
 		}

@@ -87,14 +87,14 @@ func TestSecretsMayChange(t *testing.T) {
 	for _, s := range []string{"one", "two", "", "one"} {
 		enc.use(s)
 		r := parse(t, enc.encode(it), s)
-		if s == "" && r.fields[11] != "" || s != "" && !r.signed {
-			t.Errorf("with secret %q: sign %q", s, r.fields[11])
+		if s == "" && r.Text[11] != "" || s != "" && !r.Signed {
+			t.Errorf("with secret %q: sign %q", s, r.Text[11])
 		}
 	}
 	enc.use("old")
 	raw := enc.encode(it)
 	enc.use("new")
-	if r := parse(t, enc.encode(&item{raw: raw}), "new"); !r.signed || r.seq() != 1 || r.msg() != "m" {
+	if r := parse(t, enc.encode(&item{raw: raw}), "new"); !r.Signed || r.seq() != 1 || r.msg() != "m" {
 		t.Errorf("an event from the dead letters: %+v", r)
 	}
 	if got := enc.encode(&item{raw: []byte("\xff\xff")}); string(got) != "\xff\xff" {

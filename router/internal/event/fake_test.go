@@ -101,7 +101,7 @@ func TestEventsArriveSignedNumberedAndInOrder(t *testing.T) {
 		rs := f.topic(t, Topic(tenant))
 		order, seqs, parts := map[string]uint64{}, map[uint64]bool{}, map[int32]bool{}
 		for _, r := range rs {
-			if !r.signed || r.fields[1] != tenant || r.numbers[2] != 2 || r.fields[10] != "router-1@7" {
+			if !r.Signed || r.Text[1] != tenant || r.Numbers[2] != 2 || r.Text[10] != "router-1@7" {
 				t.Fatalf("%+v", r)
 			}
 			if r.seq() <= order[r.key] {
@@ -139,7 +139,7 @@ func TestAFailedRequestIsTriedAgainLaterAndLater(t *testing.T) {
 			t.Errorf("attempts at %v", at)
 		}
 		rs := f.topic(t, DeadLetters(tenant))
-		if len(rs) != 1 || !rs[0].signed || rs[0].msg() != "m" || !strings.Contains(rs[0].headers[headerReason], "replicas") || rs[0].headers[headerNode] != "router-1@7" {
+		if len(rs) != 1 || !rs[0].Signed || rs[0].msg() != "m" || !strings.Contains(rs[0].headers[headerReason], "replicas") || rs[0].headers[headerNode] != "router-1@7" {
 			t.Errorf("%+v", rs)
 		}
 		if n := len(f.topic(t, Topic(tenant))); n != 0 {
