@@ -76,6 +76,11 @@ chaos: deps ## random faults on a real cluster for CHAOS_DURATION from CHAOS_SEE
 bench: build ## what a connection, a message and a connect cost in server CPU and memory; about ten minutes
 	bin/mics-load all --bin bin --runs 3 --bare
 
+.PHONY: bench-events
+bench-events: deps ## what an event costs, and that messages do not notice a broker that is killed for 30 s; three minutes
+	cd router && go test -count=1 -run xxx -bench . ./internal/event
+	cd tests && go test -count=1 -timeout 10m ./broker -run TestMessagesDoNotNoticeAnOutage -v -broker.outage=30s
+
 .PHONY: tools
 tools: $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/golangci-lint ## build the pinned tools from source into bin/tools
 

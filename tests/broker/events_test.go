@@ -54,7 +54,7 @@ func (s *story) redriven(t *testing.T) {
 	topic := s.Tenant().Topic()
 	s.MakeTopic(topic, "2000") // of the records' batches
 	s.send(t, n, 5000)
-	l := settled(t, s.Cluster)
+	l := settled(t, s.Cluster, s.produced)
 	if l.dead != n {
 		t.Fatalf("%v dead letters, want %d", l.dead, n)
 	}
@@ -128,7 +128,7 @@ func (s *story) network(t *testing.T) {
 
 func (s *story) audit(t *testing.T) []harness.Record {
 	t.Helper()
-	return settled(t, s.Cluster).audit(t, s.Cluster, happened{produced: s.produced, redriven: s.redrawn})
+	return settled(t, s.Cluster, s.produced+s.redrawn).audit(t, s.Cluster, happened{produced: s.produced, redriven: s.redrawn})
 }
 
 // gatewayDies: each device whose session ended with it is told to be offline once;
@@ -152,10 +152,15 @@ func (s *story) gatewayDies(t *testing.T) {
 		t.Errorf("%v routes were cleaned up, want %d, or those too that were slow to move", got, stay)
 	}
 	s.produced += stay*2 + len(back)*3 // online, offline; online, offline, online
-	kinds := map[string]string{}
+	kinds, epochs := map[string]string{}, map[string]int{}
 	for _, r := range s.audit(t) {
-		if u := r.Text[testkit.MQUser]; r.Type() == testkit.MQOnline || r.Type() == testkit.MQOffline {
-			kinds[u] += fmt.Sprintf("%s%s ", [...]string{"+", "-"}[r.Type()], r.Text[testkit.MQMsgID])
+		u, epoch := r.Text[testkit.MQUser], r.Text[testkit.MQUser]+"/"+r.Text[testkit.MQMsgID]
+		switch r.Type() {
+		case testkit.MQOnline:
+			epochs[epoch] = strings.Count(kinds[u], "+") + 1
+			kinds[u] += fmt.Sprintf("+%d ", epochs[epoch])
+		case testkit.MQOffline:
+			kinds[u] += fmt.Sprintf("-%d ", epochs[epoch])
 		}
 	}
 	for u, got := range kinds {

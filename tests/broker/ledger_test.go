@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/mics-im/mics/internal/testkit"
@@ -10,11 +11,21 @@ import (
 // ledger is what the routers of a cluster say of their events, together.
 type ledger struct{ published, dead, dropped float64 }
 
-// settled waits until no event is under way, and returns the ledger.
-func settled(t *testing.T, c *harness.Cluster) ledger {
-	t.Helper()
-	testkit.Eventually(t, "all events are settled", func() bool { return c.Sum("r", "mics_mq_queue_events") == 0 })
+func read(c *harness.Cluster) ledger {
 	return ledger{c.Sum("r", "mics_mq_published_total"), c.Sum("r", "mics_mq_dlq_total"), c.Sum("r", "mics_mq_dropped_total")}
+}
+
+func (l ledger) sum() int { return int(l.published + l.dead + l.dropped) }
+
+// settled waits until so many events have come to an end, and no more is under
+// way. A message is answered before its event is taken.
+func settled(t *testing.T, c *harness.Cluster, events int) (l ledger) {
+	t.Helper()
+	testkit.Eventually(t, fmt.Sprintf("%d events come to an end", events), func() bool {
+		l = read(c)
+		return l.sum() >= events && c.Sum("r", "mics_mq_queue_events") == 0
+	})
+	return read(c)
 }
 
 // happened is what is known from outside.
@@ -29,7 +40,7 @@ type happened struct {
 // without a gap. An event whose ack was lost may be a dead letter besides.
 func (l ledger) audit(t *testing.T, c *harness.Cluster, h happened) (main []harness.Record) {
 	t.Helper()
-	if got := l.published + l.dead + l.dropped; got != float64(h.produced+h.redriven) {
+	if got := l.sum(); got != h.produced+h.redriven {
 		t.Errorf("%+v; published %v, dead letters %v, dropped %v: %v", h, l.published, l.dead, l.dropped, got)
 	}
 	tenant := c.Tenant()
