@@ -3,6 +3,7 @@ package scenario
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/mics-im/mics/tests/harness"
 )
@@ -82,5 +83,34 @@ func TestOfflineMessagesSurviveARouter(t *testing.T) {
 			ann.Sends("live").To("bob")
 			bob.Wants("live")
 		})
+	}
+}
+
+// A router that is cut off from everybody for longer than a lease hears of no
+// gateway. What it knows of routes must do no harm when it is back.
+func TestARouterThatWasCutOffForgetsNobody(t *testing.T) {
+	t.Parallel()
+	c := harness.New(t, harness.Options{Gateways: 2, Routers: 2, Proxied: true})
+	names := []string{"ann", "bob", "cat", "dan"} // of both routers, all but surely
+	var everybody []*harness.Device
+	for _, name := range names {
+		everybody = append(everybody, c.Client(name))
+	}
+	c.Net.Isolate("r1", harness.Condition{Cut: true})
+	time.Sleep(4 * time.Second) // the lease is 3 s of real time, in other processes
+	c.Net.Isolate("r1", harness.Condition{})
+	c.Router("r1").AwaitReady()
+	for i, from := range everybody {
+		for k, to := range names {
+			text := fmt.Sprint(names[i], " to ", to)
+			from.Sends(text).To(to)
+			everybody[k].Wants(text)
+		}
+	}
+	for i, one := range everybody {
+		one.HasNothing()
+		if one.Connects() != 1 {
+			t.Errorf("%s connected %d times", names[i], one.Connects())
+		}
 	}
 }

@@ -64,7 +64,10 @@ type Directory interface {
 	// whenever their set changes.
 	Routers() []route.Router
 	Ring() uint64
+	// Gateways are the living ones, by what the store said at Read and what they say
+	// themselves.
 	Gateways() []route.Node
+	Read() time.Time
 	Gateway(route.NodeRef) (route.Node, bool)
 }
 

@@ -191,6 +191,11 @@ func (s *Store) recover() {
 	if s.phase() != healing || h.rebuild && fresh {
 		return
 	}
+	// Gateways that this router could not hear either have left its picture, and
+	// their routes would be taken for dead ones.
+	if s.cluster.Directory.Read().Before(h.began) {
+		return
+	}
 	routers := s.cluster.Directory.Routers()
 	want := state{marker, hashOf(routers)}
 	if h.done != want {

@@ -69,9 +69,10 @@ type view struct {
 	gateways map[route.NodeRef]route.Node
 	list     []route.Node
 	routers  []route.Router
-	names    []string // of routers, for the ring
-	ring     uint64   // counts the changes of names
-	err      error    // of the refresh; the picture is an earlier one then
+	names    []string  // of routers, for the ring
+	ring     uint64    // counts the changes of names
+	err      error     // of the refresh; the picture is an earlier one then
+	read     time.Time // when the last refresh began that had no error
 }
 
 // New returns a directory that knows nobody but this router. changed is called
@@ -161,6 +162,9 @@ func (d *Directory) refreshLocked(ctx context.Context) (changed bool) {
 		d.log.Warn("directory_stale", "err", p.err)
 	}
 	v := d.draw(old, p, time.Now())
+	if v.read = old.read; p.err == nil {
+		v.read = began
+	}
 	d.view.Store(v)
 	return !slices.Equal(v.list, old.list) || !slices.Equal(v.routers, old.routers)
 }
@@ -376,3 +380,7 @@ func (d *Directory) Ring() uint64 { return d.view.Load().ring }
 
 // Err is why the picture may be stale, nil when it is not.
 func (d *Directory) Err() error { return d.view.Load().err }
+
+// Read is when the store was last asked with success for this picture, or a part of
+// it; zero: never. Who has not renewed a lease for long may be missing since.
+func (d *Directory) Read() time.Time { return d.view.Load().read }
