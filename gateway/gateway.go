@@ -35,7 +35,7 @@ import (
 
 // ErrSuperseded is in the chain of Run's error when another process with the
 // same NODE_ID has started since.
-var ErrSuperseded = errors.New("superseded by a newer process with the same NODE_ID")
+var ErrSuperseded = errors.New("superseded by a newer process with the same NODE_ID, or declared dead after a silence: to be started anew")
 
 // Gateway is one gateway. Several can live in one process.
 type Gateway struct {

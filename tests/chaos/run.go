@@ -80,6 +80,7 @@ func runOnce(c *harness.Cluster, s setup) *result {
 	}
 	faults.Wait()
 	talk.Wait()
+	n.later.Wait()
 	r.problems = append(r.problems, n.problems...)
 	if !w.join(joinWithin) {
 		r.problems = append(r.problems, "not everybody was connected again in the end")
@@ -127,6 +128,7 @@ type inflictor struct {
 	cluster *harness.Cluster
 	history *history.History
 
+	later    sync.WaitGroup
 	mu       sync.Mutex
 	problems []string // guarded by mu
 }
@@ -160,7 +162,10 @@ func (n *inflictor) begin(f nemesis.Fault) (heal func()) {
 	switch f.Kind {
 	case nemesis.Pause:
 		p.Pause()
-		return p.Resume
+		return func() {
+			p.Resume()
+			n.later.Go(func() { p.Supervise(drainTimeout + slack) })
+		}
 	case nemesis.Terminate:
 		p.Terminate()
 		asked := time.Now()

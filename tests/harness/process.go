@@ -228,6 +228,26 @@ func (p *Process) Pause() { p.signal(p.current(false), syscall.SIGSTOP) }
 // Resume ends a Pause.
 func (p *Process) Resume() { p.signal(p.current(false), syscall.SIGCONT) }
 
+// Supervise starts the process anew if it ends within that time, as whatever runs
+// it would: one that was declared dead while it was silent does.
+func (p *Process) Supervise(within time.Duration) {
+	p.t.Helper()
+	run := p.current(true)
+	if run == nil {
+		return
+	}
+	select {
+	case <-run.ended:
+		if exitCode(run.err) == 1 { // not by a signal: who sent that starts it anew
+			p.Start()
+		}
+	case <-time.After(within):
+		p.mu.Lock()
+		run.expected = false
+		p.mu.Unlock()
+	}
+}
+
 func (p *Process) signal(run *incarnation, sig syscall.Signal) {
 	if run != nil && run.alive() {
 		_ = syscall.Kill(run.pid, sig) // it may have ended by now
