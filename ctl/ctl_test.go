@@ -120,7 +120,9 @@ func (c *control) RedriveDLQ(_ context.Context, r *connect.Request[controlv1.Red
 }
 
 // serve puts c on a loopback port and returns its base URL.
-func serve(t *testing.T, c *control) string {
+func serve(t *testing.T, c *control) string { t.Helper(); return serveControl(t, c) }
+
+func serveControl(t *testing.T, c controlv1connect.ControlServiceHandler) string {
 	t.Helper()
 	mux := http.NewServeMux()
 	mux.Handle(controlv1connect.NewControlServiceHandler(c))

@@ -70,6 +70,8 @@ func TestWrongSettingsAreErrors(t *testing.T) {
 		{"mics-controlplane", nil, "ROUTER_ENDPOINTS"},
 		{"mics-router", []string{"REDIS__CONNECTION=memory", "INTERNAL_LISTEN=:0"}, "CLUSTER_TOKEN_FILE"},
 		{"mics-gateway", []string{"ROUTER_ENDPOINTS=http://127.0.0.1:1", "INTERNAL_LISTEN=:0"}, "CLUSTER_INSECURE"},
+		{"mics-controlplane", []string{"ROUTER_ENDPOINTS=http://127.0.0.1:1", "LISTEN=:0"}, "OPERATORS_FILE"},
+		{"mics-controlplane", []string{"ROUTER_ENDPOINTS=http://127.0.0.1:1", "OPERATORS_FILE=/nonexistent"}, "OPERATORS_FILE"},
 		{"mics-router", []string{"REDIS__CONNECTION=memory", "CLUSTER_TOKEN_FILE=/nonexistent"}, "CLUSTER_TOKEN_FILE"},
 	} {
 		cmd := exec.Command(harness.Binary(t, c.binary))

@@ -5,10 +5,12 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +24,8 @@ import (
 
 	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/testkit"
+	controlv1 "github.com/mics-im/mics/proto/mics/control/v1"
+	"github.com/mics-im/mics/proto/mics/control/v1/controlv1connect"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/tests/harness"
@@ -286,5 +290,49 @@ func TestTLSWithoutATokenNeedsHTTPS(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	if err == nil || cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "must be https://") {
 		t.Errorf("%v, says %s", err, out)
+	}
+}
+
+func TestAViewerChangesNothing(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "operators.yaml")
+	hash := func(token string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(token))) }
+	replaceFile(t, file, []byte("operators: [{name: ann, role: operator, token_sha256: "+hash("ann-token")+"}, {name: vic, role: viewer, token_sha256: "+hash("vic-token")+"}]"))
+	c := harness.New(t, harness.Options{NoRedis: true, ControlPlane: true, Env: map[string][]string{"controlplane": {"OPERATORS_FILE=" + file}}})
+	bob := c.V1("bob")
+	bob.Connected()
+	hc := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: within}
+	client := controlv1connect.NewControlServiceClient(hc, "http://"+c.ControlPlane().Public)
+	kick := func(token string) (uint32, error) {
+		req := connect.NewRequest(&controlv1.KickRequest{TenantId: c.Tenant().Name, UserId: "bob"})
+		req.Header().Set("Authorization", "Bearer "+token)
+		res, err := client.Kick(t.Context(), req)
+		if err != nil {
+			return 0, err
+		}
+		return res.Msg.GetKicked(), nil
+	}
+	drain := connect.NewRequest(&controlv1.DrainRequest{NodeId: "gw1", Force: true})
+	drain.Header().Set("Authorization", "Bearer vic-token")
+	_, drained := client.Drain(t.Context(), drain)
+	_, kicked := kick("vic-token")
+	for what, err := range map[string]error{"drains": drained, "kicks": kicked} {
+		if connect.CodeOf(err) != connect.CodePermissionDenied {
+			t.Errorf("a viewer %s: %v", what, err)
+		}
+	}
+	if _, err := kick("else"); connect.CodeOf(err) != connect.CodeUnauthenticated {
+		t.Errorf("nobody known kicks: %v", err)
+	}
+	if n := bob.Connects(); n != 1 || !c.Gateway("gw1").Ready() {
+		t.Error("and it had an effect")
+	}
+	testkit.Eventually(t, "an operator kicks", func() bool { n, err := kick("ann-token"); return err == nil && n == 1 })
+	bob.WantsClose(4409, "kicked")
+	if m := c.ControlPlane().Metrics(); m.Sum("mics_operator_refused_total") != 3 {
+		t.Errorf("%v refusals are counted", m.Sum("mics_operator_refused_total"))
+	}
+	if log := c.ControlPlane().Log(); strings.Count(log, "operator_change") < 3 || strings.Contains(log, "ann-token") {
+		t.Error("the log is not as it should be")
 	}
 }

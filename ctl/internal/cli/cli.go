@@ -48,8 +48,10 @@ type App struct {
 	Endpoint string
 	Output   string
 	Timeout  time.Duration
+	Credentials
 
 	transport *http.Transport
+	warned    bool // that the token is in the clear
 }
 
 // NewApp returns an App on io. Close must be called.
@@ -69,6 +71,7 @@ func (a *App) AddFlags(root *cobra.Command) {
 	f := root.PersistentFlags()
 	f.StringVar(&a.Endpoint, "endpoint", endpoint, "base URL of the control plane (environment: "+EndpointEnv+")")
 	f.StringVarP(&a.Output, "output", "o", string(output.Table), "output format: "+strings.Join(output.Formats(), ", "))
+	a.addFlags(root, a.Getenv)
 	f.DurationVar(&a.Timeout, "timeout", defaultTimeout, "longest wait for an answer")
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(output.Formats(), cobra.ShellCompDirectiveNoFileComp)))
 	must(root.RegisterFlagCompletionFunc("endpoint", cobra.NoFileCompletions))
@@ -101,7 +104,11 @@ func (a *App) Client() (controlv1connect.ControlServiceClient, error) {
 	if err != nil {
 		return nil, Usage(err)
 	}
-	return controlv1connect.NewControlServiceClient(&http.Client{Transport: a.transport}, base), nil
+	hc, err := a.client(base)
+	if err != nil {
+		return nil, err
+	}
+	return controlv1connect.NewControlServiceClient(hc, base), nil
 }
 
 // ParseEndpoint turns what a person writes into a base URL: scheme http or

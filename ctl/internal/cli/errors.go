@@ -120,6 +120,13 @@ func (a *App) hint(err error) string {
 		return fmt.Sprintf("Could not reach %s: set --endpoint or %s, and see 'micsctl check'.", at, EndpointEnv)
 	case connect.CodeNotFound:
 		return "See 'micsctl nodes' for the nodes that there are."
+	case connect.CodeUnauthenticated:
+		if a.TokenFile == "" && a.Cert == "" {
+			return fmt.Sprintf("Say who you are: --token-file or %s, or --cert and --key. Operators are named in the control plane's OPERATORS_FILE.", TokenFileEnv)
+		}
+		return "Is it the token (or certificate) that the control plane's OPERATORS_FILE has for you? See docs/operations.md#operators."
+	case connect.CodePermissionDenied:
+		return "Your role does not allow it: ask for the role operator in the control plane's OPERATORS_FILE."
 	case connect.CodeInternal:
 		return "The control plane's log says more."
 	}

@@ -83,6 +83,7 @@ func (o *Options) gather(ctx context.Context) (facts, error) {
 	version, err := client.Version(ctx, connect.NewRequest(&controlv1.VersionRequest{}))
 	if err != nil {
 		f.serverErr = cli.Message(err)
+		f.refused = connect.CodeOf(err) == connect.CodeUnauthenticated || connect.CodeOf(err) == connect.CodePermissionDenied
 		return f, nil
 	}
 	f.server = version.Msg

@@ -53,6 +53,8 @@ type facts struct {
 	// server is nil when the control plane did not answer; serverErr says why.
 	server    *controlv1.VersionResponse
 	serverErr string
+	// refused: it did answer, that it does not know who asks.
+	refused bool
 	// inventory is nil when there is none; inventoryErr says why.
 	inventory    *controlv1.ListNodesResponse
 	inventoryErr string
@@ -60,6 +62,12 @@ type facts struct {
 
 // evaluate applies every check that the facts allow.
 func evaluate(f facts) []Result {
+	if f.refused {
+		return []Result{{
+			Category: catControlPlane, Check: "knows you at " + f.endpoint, Status: Fail, Detail: f.serverErr,
+			Hint: "set --token-file (MICS_TOKEN_FILE), or --cert and --key, to what its OPERATORS_FILE has for you", Link: runbook("operator-refused"),
+		}}
+	}
 	if f.server == nil {
 		return []Result{{
 			Category: catControlPlane, Check: "answers at " + f.endpoint, Status: Fail, Detail: f.serverErr,

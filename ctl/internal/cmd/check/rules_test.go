@@ -46,6 +46,7 @@ func TestEvaluate(t *testing.T) {
 	}{
 		"all well":          {base(gw("a", nil)), OK, "", ""},
 		"no control plane":  {facts{serverErr: "refused"}, Fail, "control-plane-unreachable", "refused"},
+		"not known":         {facts{serverErr: "who are you", refused: true}, Fail, "operator-refused", "who are you"},
 		"no inventory":      {silent, Fail, "inventory-incomplete", "no inventory yet"},
 		"no gateway":        {base(), Fail, "no-gateway", ""},
 		"unreachable":       {base(gw("a", func(n *controlv1.Node) { n.Unreachable, n.UnreachableReason = true, "gone" })), Fail, "gateway-unreachable", "gone"},
