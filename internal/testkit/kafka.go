@@ -3,6 +3,8 @@ package testkit
 import (
 	"bytes"
 	"cmp"
+	"crypto/rand"
+	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -26,6 +28,10 @@ type KafkaOptions struct {
 	// SASL_PLAINTEXT or SASL_SSL, to be configured by Properties. The first one
 	// takes everybody.
 	Secure string
+	// Disks is how many directories the topics are spread over, and the broker's own
+	// metadata apart from them; 0: one for everything. A broker lives as long as
+	// one of them does.
+	Disks int
 	// Via returns where clients are to reach the broker that listens at addr, for a
 	// proxy in between; nil: there.
 	Via func(addr string) (string, error)
@@ -96,6 +102,17 @@ func (k kafka) server(t testing.TB, o KafkaOptions) *KafkaServer {
 		"controller.quorum.voters":       "1@" + controller,
 		"log.dirs":                       logs,
 	}
+	if o.Disks > 0 {
+		p["metadata.log.dir"] = logs
+		disks := make([]string, o.Disks)
+		for i := range disks {
+			disks[i] = filepath.Join(dir, fmt.Sprint("disk", i))
+			if err := formatDisk(disks[i]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p["log.dirs"] = strings.Join(disks, ",")
+	}
 	if o.Secure != "" {
 		s.SecureAddr = addr()
 		p["listeners"] += ",SECURE://" + s.SecureAddr
@@ -108,6 +125,18 @@ func (k kafka) server(t testing.TB, o KafkaOptions) *KafkaServer {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// formatDisk makes an empty store of a broker, but without metadata.
+func formatDisk(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails
+	return os.WriteFile(filepath.Join(dir, "meta.properties"), properties(map[string]string{
+		"version": "1", "node.id": "1", "cluster.id": kafkaCluster, "directory.id": base64.RawURLEncoding.EncodeToString(id[:]),
+	}), 0o600)
 }
 
 // kafkaProperties are those of every broker: small, quick to start and to stop.

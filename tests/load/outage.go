@@ -166,7 +166,20 @@ func (o Outage) metrics(t Target, periods []*period, with *histogram) []Metric {
 	ratio := func(q float64, to *histogram) float64 {
 		return float64(periods[1].took.quantile(q)) / max(1, float64(to.quantile(q)))
 	}
+	cpu := func(of ...*period) float64 {
+		used, units := time.Duration(0), int64(0)
+		for _, p := range of {
+			for i, proc := range t.Procs {
+				if proc.Kind() == Router {
+					used += p.usage.cpu[i]
+				}
+			}
+			units += p.units
+		}
+		return float64(used) / float64(max(units, 1))
+	}
 	return append(out,
+		Metric{Name: "router's CPU per message, away / before and after", Unit: "×", Value: cpu(periods[1]) / max(1, cpu(periods[0], periods[2]))},
 		Metric{Name: "p50 away / p50 before and after", Unit: "×", Value: ratio(p50, with), Limit: o.Ratio},
 		Metric{Name: "· / before alone", Unit: "×", Value: ratio(p50, &periods[0].took)},
 		Metric{Name: "· / after alone", Unit: "×", Value: ratio(p50, &periods[2].took)},

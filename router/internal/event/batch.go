@@ -217,8 +217,10 @@ func judge(err error) (v verdict, unclear bool) {
 		return lostCount, false
 	case sarama.ErrNotLeaderForPartition, sarama.ErrUnknownTopicOrPartition, sarama.ErrLeaderNotAvailable,
 		sarama.ErrReplicaNotAvailable, sarama.ErrFencedLeaderEpoch, sarama.ErrUnknownLeaderEpoch,
-		sarama.ErrBrokerNotAvailable, sarama.ErrKafkaStorageError:
+		sarama.ErrBrokerNotAvailable:
 		return moved, false
+	case sarama.ErrKafkaStorageError:
+		return moved, true // written, perhaps, before the disk failed
 	case sarama.ErrRequestTimedOut, sarama.ErrNotEnoughReplicasAfterAppend, sarama.ErrNetworkException, sarama.ErrUnknown:
 		return again, true
 	default:
