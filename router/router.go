@@ -146,7 +146,7 @@ func (r *Router) openStore(ctx context.Context) error {
 		}
 		s = rs
 	}
-	r.away = away.New(away.Options{Store: s, Self: r.self, Lease: directory.Lease, GhostTTL: r.offlineTTL, Telemetry: r.tel})
+	r.away = away.New(away.Options{Store: s, Self: r.self, Lease: directory.Lease, Telemetry: r.tel})
 	r.store = &leasing{Counted: admit.NewCounted(r.away, r.stats, r.tel.Log)}
 	r.teardown.Push("route store", stepBudget, func(context.Context) error { return s.Close() })
 	r.push("route store watch", r.away.Stop)

@@ -49,8 +49,6 @@ type Options struct {
 	Self  route.Router
 	// Lease is how long a node lives without a word.
 	Lease time.Duration
-	// GhostTTL is how long a tenant's absent devices are remembered.
-	GhostTTL func(tenant string) time.Duration
 	// MaxUsers bounds the users whose routes are remembered; 0: 200,000.
 	MaxUsers  int
 	Telemetry *telemetry.Telemetry

@@ -78,20 +78,11 @@ func (s *Store) write() bool {
 	})
 }
 
-// restore writes records of the mirror to the backend. What names a gateway that
-// is gone is a ghost there.
+// restore writes records of the mirror to the backend, as they are: a gateway that
+// this router has not heard of may be there all the same, and the reaper finds
+// those that are not.
 func (s *Store) restore(ctx context.Context, records []route.Restored) error {
-	now := time.Now()
-	written := make([]route.Restored, len(records))
-	for i, r := range records {
-		if d := s.cluster.Directory; r.Record.State != route.Ghost && d != nil {
-			if _, alive := d.Gateway(r.Record.Node); !alive {
-				r.Record.State, r.Record.Until = route.Ghost, now.Add(s.opts.GhostTTL(r.Key.Tenant))
-			}
-		}
-		written[i] = r
-	}
-	n, err := s.backend.Restore(ctx, written)
+	n, err := s.backend.Restore(ctx, records)
 	s.countRebuilt(n)
 	if err != nil {
 		s.failed(ctx, err)

@@ -89,7 +89,7 @@ func (w *world) router(id string) *member {
 	self := route.Router{NodeRef: route.NodeRef{ID: id, Incarnation: 1}, Endpoint: "http://" + id}
 	m.Store = New(Options{
 		Store: w.open(m), Self: self, Lease: directory.Lease,
-		GhostTTL: func(string) time.Duration { return ghostTTL }, Telemetry: tel,
+		Telemetry: tel,
 	})
 	m.dir = directory.New(m.Store, self, tel.Log, func() {}, func() {})
 	w.routers = append(w.routers, m)
