@@ -234,7 +234,7 @@ func (r *Router) Start(ctx context.Context) error {
 		return errors.New("router started twice")
 	}
 	r.started = true
-	r.away.Start(away.Cluster{Directory: r.directory, Peer: r.peer, Gateway: r.gateway})
+	r.away.Start(away.Cluster{Directory: r.directory, Peer: r.peer, Gateway: r.gateway, Rebuilt: r.buffer.Recheck})
 	r.directory.Start()
 	stop := make(chan struct{})
 	done := make(chan struct{})

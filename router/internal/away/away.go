@@ -74,6 +74,8 @@ type Cluster struct {
 	Directory Directory
 	Peer      func(route.Router) routerv1connect.PeerServiceClient
 	Gateway   func(route.Node) gatewayv1connect.GatewayServiceClient
+	// Rebuilt is called when routes are right again that were not; it must not block.
+	Rebuilt func()
 }
 
 // Store implements route.Store over a backend that may be away. Its look-ups may

@@ -31,6 +31,21 @@ func (b *Buffer) Rebalance() {
 	}
 }
 
+// Recheck has the routes of everybody looked at for whom something is kept: devices
+// may be there whose routes were not known. It does not block.
+func (b *Buffer) Recheck() {
+	if b.opts.Members == nil {
+		return // routes are in this process, and cannot be wrong
+	}
+	b.rmu.Lock()
+	b.opts.Local.Users(func(key route.UserKey) bool {
+		b.rechecks[key] = struct{}{}
+		return true
+	})
+	b.rmu.Unlock()
+	kick(b.moveKick)
+}
+
 // keeper sees to it that everything has its copy at the right place, and that what
 // dead routers left has an owner.
 func (b *Buffer) keeper() {
