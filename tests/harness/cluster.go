@@ -40,6 +40,8 @@ type Options struct {
 	// Env are further settings, NAME=VALUE, of the processes with that name (gw1)
 	// or of that kind (gateway, router, controlplane).
 	Env map[string][]string
+	// Programs are binaries of processes, by name, in the place of the usual ones.
+	Programs map[string]string
 }
 
 // Cluster is running processes. They end with the test.
@@ -179,6 +181,7 @@ func (c *Cluster) wire() error {
 func (c *Cluster) service(kind string, p *Process) {
 	p.t, p.log = c.t, filepath.Join(c.dir, p.Name+".log")
 	p.env = append(p.env, "NODE_ID="+p.Name, "INTERNAL_LISTEN="+p.Internal)
+	p.path = cmp.Or(c.opts.Programs[p.Name], p.path)
 	p.env = append(append(p.env, c.opts.Env[kind]...), c.opts.Env[p.Name]...)
 	p.ready = func() bool {
 		_, status, err := get("http://" + p.Internal + "/readyz")

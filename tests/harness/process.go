@@ -307,3 +307,10 @@ func (p *Process) tail(lines int) string {
 	}
 	return string(b[at:])
 }
+
+// Set changes a setting, NAME=VALUE, from the next start on.
+func (p *Process) Set(setting string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.env = append(p.env, setting) // the last one counts
+}

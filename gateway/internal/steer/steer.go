@@ -25,6 +25,8 @@ const (
 	// at while there is a rule: a hash each, some milliseconds for 100,000.
 	step      = 50 * time.Millisecond
 	scanEvery = time.Second
+	// countEvery bounds how often all sessions are counted for who asks.
+	countEvery = 100 * time.Millisecond
 	// maxTold bounds the devices that are remembered as told; 16 MiB or so. Beyond
 	// it nobody is told until the next generation.
 	maxTold = 1 << 20
@@ -73,12 +75,13 @@ type Steerer struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu     sync.Mutex
-	rule   cohort.Rule // guarded by mu, like what follows
-	pace   float64
-	moveV1 bool
-	counts Counts
-	ruled  time.Time // when the rule came
+	mu      sync.Mutex
+	rule    cohort.Rule // guarded by mu, like what follows
+	pace    float64
+	moveV1  bool
+	counts  Counts
+	counted time.Time
+	ruled   time.Time // when the rule came
 	// told are the devices of V1 clients that were told to go in this generation, by
 	// hash: nobody can see where those come from who are on the wrong track again.
 	told map[uint64]struct{}
@@ -107,7 +110,11 @@ func New(o Options) *Steerer {
 		stayed:   t.Counter("mics_steer_stayed_total", "of those that were asked, sessions that did not move in time, and stay"),
 		overflow: t.Counter("mics_steer_overflow_total", "sessions of V1 clients not told to go because too many were in this generation"),
 	}
-	t.Gauge("mics_steer_misplaced", "sessions on the wrong track, by the canary rule", func() int64 { return int64(s.Counts().Misplaced) })
+	t.Gauge("mics_steer_misplaced", "sessions on the wrong track, by the canary rule", func() int64 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return int64(s.counts.Misplaced)
+	})
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -124,10 +131,14 @@ func (s *Steerer) Stop() {
 	s.wg.Wait()
 }
 
-// Counts of the last look, at most scanEvery old.
+// Counts of all sessions as they are, or were within countEvery: the control plane
+// adds up what gateways say, and a session that moves is to be counted once.
 func (s *Steerer) Counts() Counts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.rule.Generation() != 0 && time.Since(s.counted) >= countEvery {
+		s.scan()
+	}
 	return s.counts
 }
 
@@ -245,7 +256,7 @@ func (s *Steerer) scan() {
 			delete(s.taken, id)
 		}
 	}
-	s.counts = c
+	s.counts, s.counted = c, time.Now()
 }
 
 // enqueue puts a session on the wrong track into the queue if it is to be asked:

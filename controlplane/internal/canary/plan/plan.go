@@ -19,7 +19,10 @@ const (
 	// aim is how near the rule is brought to the weight, adjustments how often in
 	// one step.
 	aim         = 0.004
-	adjustments = 5
+	adjustments = 8
+	// calm is for how long sessions have to be where they are wanted before they are
+	// counted: one that moves may be seen on both gateways, or on neither.
+	calm = 1500 * time.Millisecond
 	// gap bounds what one look at the fleet adds to a bake: nobody was looking.
 	gap = 5 * time.Second
 	// desertedAfter is how long a canary may be without a gateway that serves.
@@ -93,7 +96,7 @@ func (s State) whole() bool { return len(s.Spec.Tenants)+len(s.Spec.Denied) == 0
 func (s State) alone() bool { return s.Target == cohort.Full && s.whole() }
 
 func (s State) rule(weight uint32) State {
-	s.Rule.Weight = weight
+	s.Rule.Weight, s.Settled = weight, time.Time{}
 	s.Rule.Generation++
 	return s
 }
@@ -202,8 +205,14 @@ func (s State) moving(p Population, at time.Time) State {
 		return s
 	}
 	ok, why := s.settled(p)
-	if !ok {
-		s.Waits = why
+	switch {
+	case !ok:
+		s.Waits, s.Settled = why, time.Time{}
+		return s
+	case s.Settled.IsZero():
+		s.Settled = at
+		return s
+	case at.Sub(s.Settled) < calm:
 		return s
 	}
 	if next, again := s.adjust(p); again {
@@ -227,7 +236,10 @@ func (s State) adjust(p Population) (State, bool) {
 	if missing <= max(aim, 0.5/float64(p.Total())) {
 		return s, false
 	}
-	by := uint32(math.Ceil(missing * cohort.Full))
+	// Whoever is added is added by chance too, with all his devices: not further than
+	// what is likely not to go beyond the target.
+	sigma := math.Sqrt(2 * missing / float64(p.Total()))
+	by := uint32(math.Ceil(max(missing/3, missing-2*sigma) * cohort.Full))
 	weight := min(s.Rule.Weight+by, cohort.Full)
 	if s.Falling {
 		weight = s.Rule.Weight - min(by, s.Rule.Weight)

@@ -133,6 +133,8 @@ type State struct {
 	// step; Falling tells that this step lowers the weight.
 	Adjusted int  `json:"adjusted,omitempty"`
 	Falling  bool `json:"falling,omitempty"`
+	// Settled is since when sessions have been where the rule wants them.
+	Settled time.Time `json:"settled,omitzero"`
 	// Baked is for how long the step has been as it is to be; it counts only while
 	// somebody looks. Seen is when somebody looked last.
 	Baked  time.Duration `json:"baked"`
