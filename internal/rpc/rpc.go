@@ -144,24 +144,44 @@ func NewClient() *http.Client { return NewTLSClient(nil) }
 // NewTLSClient is NewClient with a configuration for https:// URLs, which it owns
 // from now on; nil is the default one.
 func NewTLSClient(c *tls.Config) *http.Client {
-	p := new(http.Protocols)
-	p.SetHTTP2(true)
-	p.SetUnencryptedHTTP2(true)
-	d := &net.Dialer{Timeout: dialTimeout}
 	return &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: &http.Transport{
-			Protocols:           p,
-			DialContext:         d.DialContext,
-			TLSClientConfig:     c,
-			TLSHandshakeTimeout: dialTimeout,
-			HTTP2: &http.HTTP2Config{
-				MaxReceiveBufferPerStream:     8 << 20,
-				MaxReceiveBufferPerConnection: 32 << 20,
-				MaxReadFrameSize:              1 << 20,
-				SendPingTimeout:               pingAfter,
-				PingTimeout:                   pingTimeout,
-			},
+		Transport:     &byScheme{plain: newTransport(nil, (*http.Protocols).SetUnencryptedHTTP2), secure: newTransport(c, (*http.Protocols).SetHTTP2)},
+	}
+}
+
+// byScheme keeps connections with and without TLS apart. One http.Transport finds
+// its HTTP/2 connections by address alone (Go 1.26): where a port speaks both, a
+// request for https:// would go out on a connection in the clear.
+type byScheme struct{ plain, secure *http.Transport }
+
+func (b *byScheme) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme == "https" {
+		return b.secure.RoundTrip(r)
+	}
+	return b.plain.RoundTrip(r)
+}
+
+func (b *byScheme) CloseIdleConnections() {
+	b.plain.CloseIdleConnections()
+	b.secure.CloseIdleConnections()
+}
+
+func newTransport(c *tls.Config, speak func(*http.Protocols, bool)) *http.Transport {
+	p := new(http.Protocols)
+	speak(p, true)
+	d := &net.Dialer{Timeout: dialTimeout}
+	return &http.Transport{
+		Protocols:           p,
+		DialContext:         d.DialContext,
+		TLSClientConfig:     c,
+		TLSHandshakeTimeout: dialTimeout,
+		HTTP2: &http.HTTP2Config{
+			MaxReceiveBufferPerStream:     8 << 20,
+			MaxReceiveBufferPerConnection: 32 << 20,
+			MaxReadFrameSize:              1 << 20,
+			SendPingTimeout:               pingAfter,
+			PingTimeout:                   pingTimeout,
 		},
 	}
 }

@@ -145,14 +145,14 @@ func (t *Trust) Client() *http.Client {
 func (t *Trust) client(c *tls.Config) *http.Client {
 	client := rpc.NewTLSClient(c)
 	if t.current.Load() != nil {
-		client.Transport = &bearing{next: client.Transport.(*http.Transport), t: t} //nolint:forcetypeassert // it is rpc's
+		client.Transport = &bearing{next: client.Transport, t: t}
 	}
 	return client
 }
 
 // bearing sends the token with every call.
 type bearing struct {
-	next *http.Transport
+	next http.RoundTripper
 	t    *Trust
 }
 
@@ -162,7 +162,11 @@ func (b *bearing) RoundTrip(r *http.Request) (*http.Response, error) {
 	return b.next.RoundTrip(r)
 }
 
-func (b *bearing) CloseIdleConnections() { b.next.CloseIdleConnections() }
+func (b *bearing) CloseIdleConnections() {
+	if c, ok := b.next.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
 
 // Server serves h on ln, as rpc.NewServer does: all of it to the cluster's
 // processes, /healthz, /readyz and /metrics to everybody. With certificates it
