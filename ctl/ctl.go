@@ -11,6 +11,7 @@ import (
 	"github.com/mics-im/mics/ctl/internal/buildinfo"
 	"github.com/mics-im/mics/ctl/internal/cli"
 	"github.com/mics-im/mics/ctl/internal/cmd/audit"
+	"github.com/mics-im/mics/ctl/internal/cmd/canary"
 	"github.com/mics-im/mics/ctl/internal/cmd/check"
 	"github.com/mics-im/mics/ctl/internal/cmd/dlq"
 	"github.com/mics-im/mics/ctl/internal/cmd/drain"
@@ -65,6 +66,7 @@ UTC, lists that are never null; incarnations are strings. Fields are only added.
 	root.SetErr(app.Err)
 	app.AddFlags(root)
 	root.AddCommand(nodes.NewCmd(app), sessions.NewCmd(app), kick.NewCmd(app), dlq.NewCmd(app), check.NewCmd(app),
-		drain.NewDrain(app), drain.NewUndrain(app), drain.NewDrains(app), drain.NewRehearse(app), audit.NewCmd(app), version.NewCmd(app))
+		drain.NewDrain(app), drain.NewUndrain(app), drain.NewDrains(app), drain.NewRehearse(app), canary.NewCmd(app), canary.NewRebalance(app),
+		audit.NewCmd(app), version.NewCmd(app))
 	return root
 }

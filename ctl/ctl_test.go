@@ -43,6 +43,7 @@ type control struct {
 	letters  []*routerv1.DeadLetter
 	redrive  []*routerv1.RedriveProgress
 	drains
+	canaries
 	err error
 	// watch serves WatchNodes.
 	watch func(context.Context, *connect.ServerStream[controlv1.WatchNodesResponse]) error

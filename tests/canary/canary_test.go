@@ -8,9 +8,6 @@ import (
 	controlv1 "github.com/mics-im/mics/proto/mics/control/v1"
 )
 
-// patience is for one step of a canary on a busy machine.
-const patience = 2 * time.Minute
-
 // quick makes looks every second, and says something of few samples: the test has
 // no time for more.
 const quick = `
@@ -43,7 +40,7 @@ func TestSessionsFollowTheWeight(t *testing.T) {
 	spec := &controlv1.CanarySpec{Steps: []uint32{500, 5000, 10000}, BakeMs: 2000, Analysis: quick}
 	reach := func(step int32, weight float64) {
 		t.Helper()
-		f.until("settled", patience, func(c *controlv1.Canary) bool {
+		f.until("settled", func(c *controlv1.Canary) bool {
 			return c.GetStep() == step && c.GetPhase() != moving && c.GetCanary().GetMisplaced()+c.GetStable().GetMisplaced() == 0
 		})
 		at = f.check(weight, at)
@@ -57,7 +54,7 @@ func TestSessionsFollowTheWeight(t *testing.T) {
 	}
 	hold := func(step int32) { // so that nothing goes on while the test looks
 		t.Helper()
-		f.until("baking", patience, func(c *controlv1.Canary) bool { return c.GetStep() == step && c.GetPhase() == baking })
+		f.until("baking", func(c *controlv1.Canary) bool { return c.GetStep() == step && c.GetPhase() == baking })
 		pause()
 	}
 	hold(0)
@@ -67,7 +64,7 @@ func TestSessionsFollowTheWeight(t *testing.T) {
 	reach(1, 50)
 	resume()
 	f.change(&controlv1.ChangeCanaryRequest{Change: controlv1.ChangeCanaryRequest_CHANGE_ABORT, Reason: "drill"})
-	c := f.until("aborted", patience, in(aborted))
+	c := f.until("aborted", in(aborted))
 	if !strings.HasPrefix(c.GetReason(), "drill") {
 		t.Errorf("reason %q", c.GetReason())
 	}
@@ -86,7 +83,7 @@ func TestSessionsFollowTheWeight(t *testing.T) {
 		reach(1, 50)
 		resume()
 	}
-	f.until("ready", patience, in(ready))
+	f.until("ready", in(ready))
 	reach(last, 100)
 	f.complete()
 	for _, p := range f.people {
@@ -103,7 +100,7 @@ func TestPromotion(t *testing.T) {
 	f.gather(60)
 	f.talk(50)
 	f.begin(&controlv1.CanarySpec{Steps: []uint32{5000}, BakeMs: 2000, Analysis: quick, AutoPromote: true})
-	c := f.until("replacing", patience, in(replacing))
+	c := f.until("replacing", in(replacing))
 	if len(c.GetNodesToReplace()) == 0 {
 		t.Errorf("does not say whom to replace: %v", c)
 	}
@@ -115,7 +112,7 @@ func TestPromotion(t *testing.T) {
 		p.Set("VERSION=2")
 		p.Start()
 	}
-	f.until("promoted", patience, in(promoted))
+	f.until("promoted", in(promoted))
 	for who, gw := range f.where() {
 		if gw == "gw3" {
 			t.Errorf("%s is still on the canary", who)
@@ -134,18 +131,18 @@ func TestTheControlPlaneDiesInEveryPhase(t *testing.T) {
 	f.begin(&controlv1.CanarySpec{Steps: []uint32{3000, 6000}, BakeMs: 3000, Analysis: quick, SessionsPerSecond: 20})
 	before := f.mark()
 	for _, phase := range []controlv1.CanaryPhase{moving, baking} {
-		f.until("there", patience, in(phase))
+		f.until("there", in(phase))
 		cp.Kill()
 		time.Sleep(time.Second) // nobody looks
 		cp.Start()
 	}
-	f.until("ready", patience, in(ready))
+	f.until("ready", in(ready))
 	before = f.check(60, before)
 	f.change(&controlv1.ChangeCanaryRequest{Change: controlv1.ChangeCanaryRequest_CHANGE_ABORT, Reason: "drill"})
-	f.until("aborting", patience, func(c *controlv1.Canary) bool { return c.GetPhase() == aborting || c.GetPhase() == aborted })
+	f.until("aborting", func(c *controlv1.Canary) bool { return c.GetPhase() == aborting || c.GetPhase() == aborted })
 	cp.Kill()
 	cp.Start()
-	f.until("aborted", patience, in(aborted))
+	f.until("aborted", in(aborted))
 	f.check(0, before)
 	f.complete()
 }

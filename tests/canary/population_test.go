@@ -258,18 +258,21 @@ func (f *fleet) get() *controlv1.Canary {
 	return res.Msg.GetCanary()
 }
 
+// patience is for one step of a canary on a busy machine.
+const patience = 2 * time.Minute
+
 // until waits for the canary to be as wanted.
-func (f *fleet) until(what string, limit time.Duration, ok func(*controlv1.Canary) bool) *controlv1.Canary {
+func (f *fleet) until(what string, ok func(*controlv1.Canary) bool) *controlv1.Canary {
 	f.t.Helper()
 	var last *controlv1.Canary
-	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) { // polling real processes
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) { // polling real processes
 		if c := f.get(); c != nil {
 			if last = c; ok(c) {
 				return c
 			}
 		}
 	}
-	f.t.Fatalf("not %s within %v: %v", what, limit, last)
+	f.t.Fatalf("not %s within %v: %v", what, patience, last)
 	return nil
 }
 
