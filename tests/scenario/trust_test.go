@@ -274,7 +274,8 @@ func TestTheAuthorityOfTheClusterIsReplacedUnderTraffic(t *testing.T) {
 		issue(other)
 		s := startStray(t, append(internalTLS(other), "ROUTER_ENDPOINTS="+router)...)
 		testkit.Eventually(t, what+" is refused and counted", func() bool {
-			return strings.Contains(s.log(), "router_lost") && strings.Contains(s.log(), "tls:") &&
+			// Its own log has the alert, or a write that failed before the alert was read.
+			return strings.Contains(s.log(), "router_lost") &&
 				c.Router("r1").Metrics().Sum("mics_rpc_unauthenticated_total") > before
 		})
 	}
