@@ -65,6 +65,8 @@ type Config struct {
 	Cluster trust.Config
 	// Weights is where canaries' weights for new connections go.
 	Weights WeightsConfig
+	// Kubernetes is where the gateways run, if they do.
+	Kubernetes KubeConfig
 	// Access is who may operate.
 	Access    access.Config
 	Telemetry telemetry.Config
@@ -92,6 +94,7 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.Int(&c.SessionsMax, "GATEWAY_SESSIONS_MAX", config.Bound{Max: 100_000_000}, "sessions that a gateway takes which does not say so itself, for the check of room; 0: unknown")
 	c.Cluster.Register(s)
 	c.Weights.register(s)
+	c.Kubernetes.register(s)
 	c.Access.Register(s)
 	c.Telemetry.Register(s)
 	s.Check(func() error { _, err := c.routers(); return err })

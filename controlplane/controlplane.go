@@ -18,6 +18,7 @@ import (
 	"github.com/mics-im/mics/controlplane/internal/canary"
 	"github.com/mics-im/mics/controlplane/internal/drain"
 	"github.com/mics-im/mics/controlplane/internal/fleet"
+	"github.com/mics-im/mics/controlplane/internal/kube"
 	"github.com/mics-im/mics/controlplane/internal/service"
 	"github.com/mics-im/mics/controlplane/internal/store"
 	"github.com/mics-im/mics/internal/buildinfo"
@@ -44,6 +45,7 @@ type ControlPlane struct {
 	operator, internal *rpc.Server
 	fleet              *fleet.Fleet
 	elector            *store.Elector
+	kube               *kube.Kube // nil: not in Kubernetes
 	// duties are what the leader does.
 	duties []func(context.Context, *store.Tenure)
 
@@ -108,6 +110,15 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", config.ErrInvalid, err)
 	}
+	if c.kube, err = c.kubernetes(cfg.Kubernetes, drains); err != nil {
+		return nil, err
+	}
+	if c.kube != nil {
+		c.duties = append(c.duties, c.kube.Duty)
+		if !cfg.Weights.set() {
+			actuator = c.kube
+		}
+	}
 	canaries := canary.New(canary.Config{
 		Store: st, Inventory: c.fleet, Actuator: actuator, Drainer: promoted{drains}, HTTP: client, Telemetry: c.tel,
 	})
@@ -156,6 +167,9 @@ func (c *ControlPlane) Start(ctx context.Context) error {
 	}
 	c.started = true
 	c.background(ctx, "inventory", c.fleet.Run)
+	if c.kube != nil {
+		c.background(ctx, "Kubernetes", c.kube.Run)
+	}
 	c.background(ctx, "election", func(ctx context.Context) { c.elector.Run(ctx, c.duties...) })
 	c.internal.Start()
 	c.operator.Start()

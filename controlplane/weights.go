@@ -29,6 +29,9 @@ func (w *WeightsConfig) register(s *config.Set) {
 	s.Check(func() error { _, err := w.actuator(); return err })
 }
 
+// set tells whether anything is configured.
+func (w *WeightsConfig) set() bool { return w.File != "" || w.URL != "" }
+
 // actuator makes what is configured.
 func (w *WeightsConfig) actuator() (actuate.Actuator, error) {
 	switch {

@@ -119,7 +119,7 @@ func TestSettingsAreTheServices(t *testing.T) {
 				continue
 			}
 			for _, e := range pod.Spec.Containers[0].Env {
-				if !slices.Contains(names, e.Name) && !slices.Contains(kubernetes, e.Name) && !slices.Contains(announced, e.Name) {
+				if !slices.Contains(names, e.Name) && !slices.Contains(kubernetes, e.Name) {
 					t.Errorf("%s: %s sets %s, which is no setting of it", variant, name, e.Name)
 				}
 			}
@@ -235,12 +235,4 @@ func TestDashboards(t *testing.T) {
 	if n < 2 {
 		t.Errorf("%d dashboards", n)
 	}
-}
-
-// announced are settings that the chart sets already and the services get with the
-// next change; harmless until then.
-var announced = []string{
-	"CLUSTER_TOKEN_FILE", "INTERNAL_TLS_CERT_FILE", "INTERNAL_TLS_KEY_FILE", "INTERNAL_TLS_CA_FILE", "OPERATORS_FILE",
-	"CONTROLPLANE_ENDPOINTS", "CLIENT_URL", "REDIS__CONNECTION", "PUBLIC_ENDPOINT",
-	"KUBERNETES_NAMESPACE", "KUBERNETES_SELECTOR", "KUBERNETES_DEPLOYMENT", "KUBERNETES_HTTPROUTE",
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -127,7 +126,7 @@ type pod struct {
 	}
 	Spec   struct{ NodeName string }
 	Status struct {
-		Phase             string
+		Phase, PodIP      string
 		ContainerStatuses []struct {
 			Ready        bool
 			RestartCount int
@@ -184,14 +183,27 @@ func (k *kube) raw(t *testing.T, within time.Duration, target, path string, body
 	return k.try(t.Context(), within, text, append(k.prefix, "kubectl", "create", "--raw", url, "--filename", "-")...)
 }
 
-// flush makes kube-proxy's kernel forget connections to pods that are gone. Only a
-// cluster of our own can be asked for that.
-func (k *kube) flush(t *testing.T) {
+// forget makes the kernel forget connections to gateways that are gone: what a
+// rollout that went wrong leaves there would be held against the next one. All of
+// them cannot be flushed, because those of clients that stay are among them. Only a
+// cluster of our own can be asked.
+func (r *release) forget(t *testing.T) {
 	t.Helper()
-	if !k.own {
+	if !r.own {
 		return
 	}
-	if _, err := k.try(t.Context(), 10*time.Second, nil, append(k.prefix, "conntrack", "-F")...); err != nil && !errors.Is(err, context.Canceled) {
-		t.Logf("conntrack: %v", err)
+	here := map[string]bool{}
+	for _, p := range r.pods(t, "app.kubernetes.io/component=gateway") {
+		here[p.Status.PodIP] = true
+	}
+	for ip := range r.known {
+		if !here[ip] {
+			// It fails when there is nothing to forget.
+			_, _ = r.try(t.Context(), 10*time.Second, nil, append(r.prefix, "conntrack", "-D", "--reply-src", ip)...)
+			delete(r.known, ip)
+		}
+	}
+	for ip := range here {
+		r.known[ip] = true
 	}
 }

@@ -153,7 +153,7 @@ func judge(phase string, events []history.Event, phones []*phone) Report {
 	checked := history.Check(events)
 	r := Report{
 		Phase: phase, Messages: checked.Messages, Sent: checked.Sent, Failed: checked.Failed, Deliveries: checked.Deliveries,
-		DisconnectsV1: map[int]int{}, Nodes: map[string]int{}, LongestDelivery: checked.LongestUndelivery, LongestGapV1: checked.LongestGap,
+		DisconnectsV1: map[int]int{}, LongestDelivery: checked.LongestUndelivery, LongestGapV1: checked.LongestGap,
 		FailedWithReasons: checked.FailedReasons,
 	}
 	for _, v := range checked.Violations {
@@ -170,21 +170,13 @@ func judge(phase string, events []history.Event, phones []*phone) Report {
 	v1 := map[history.Device]bool{}
 	for _, p := range phones {
 		v1[p.id] = p.v1
-		r.Nodes[p.node()]++
 	}
-	at := map[history.Device]string{}
 	for _, e := range events {
 		switch {
 		case e.Kind == history.Disconnect && v1[e.Device]:
 			r.DisconnectsV1[e.Code]++
 		case e.Kind == history.Disconnect:
-			r.DisconnectsV2 = append(r.DisconnectsV2, fmt.Sprintf("%s from %s: %d %s at %.1fs", e.Device.User, at[e.Device], e.Code, e.Reason, e.At.Seconds()))
-			delete(at, e.Device)
-		case e.Kind == history.Connect && !v1[e.Device]:
-			if before := at[e.Device]; before != "" && before != e.Node {
-				r.MovesV2++
-			}
-			at[e.Device] = e.Node
+			r.DisconnectsV2 = append(r.DisconnectsV2, fmt.Sprintf("%s: %d %s at %.1fs", e.Device.User, e.Code, e.Reason, e.At.Seconds()))
 		}
 	}
 	return r

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/mics-im/mics/sdk/go/hook"
 )
 
@@ -44,11 +46,7 @@ type Report struct {
 	// DisconnectsV2 are told one by one: there should be none.
 	DisconnectsV2 []string
 	// DisconnectsV1 by close code.
-	DisconnectsV1 map[int]int
-	// MovesV2 are changes of the gateway without a disconnect.
-	MovesV2 int
-	// Nodes are the gateways that clients are connected to now.
-	Nodes             map[string]int
+	DisconnectsV1     map[int]int
 	LongestDelivery   time.Duration
 	LongestGapV1      time.Duration
 	FailedWithReasons map[string]int
@@ -72,7 +70,11 @@ func New() (*Server, error) {
 			if !ok {
 				return hook.Refuse("no such token"), nil
 			}
-			return hook.Accept(user, &hook.RuntimeConfig{TenantSecret: Secret, HeartbeatTimeoutSeconds: 30, OfflineBufferTtlSeconds: 600}), nil
+			return hook.Accept(user, &hook.RuntimeConfig{
+				TenantSecret: Secret, HeartbeatTimeoutSeconds: 30, OfflineBufferTtlSeconds: 600,
+				// A busy machine must not look like a broken tenant.
+				HookQueueTimeoutMs: proto.Int32(150), HookBreakerFailureThreshold: proto.Int32(50), HookBreakerOpenMs: proto.Int32(200),
+			}), nil
 		},
 		CheckMessage: func(context.Context, *hook.CheckMessageRequest) (*hook.CheckMessageResponse, error) {
 			return hook.Allow(), nil
