@@ -64,6 +64,12 @@ chart-readme: ## charts/mics/README.md from the comments of its values
 run: build ## a whole cluster in one process, with a demo tenant: says what to do next
 	bin/mics-dev
 
+CANARY_SESSIONS ?= 5000
+
+.PHONY: canary
+canary: deps ## whole canaries with CANARY_SESSIONS clients under traffic, good ones and bad ones (some minutes)
+	MICS_REQUIRE_REDIS=1 MICS_CANARY_SESSIONS=$(CANARY_SESSIONS) go test -count=1 -timeout 40m -v ./tests/canary
+
 CHAOS_DURATION ?= 10m
 CHAOS_SEED ?= $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 

@@ -63,6 +63,8 @@ type Config struct {
 	DrainMaxRate, SessionsMax int
 	// Cluster is how this process and the cluster's others know each other.
 	Cluster trust.Config
+	// Rebalance evens out sessions by itself, beyond 1.1 times the mean and 1,000.
+	Rebalance bool
 	// Weights is where canaries' weights for new connections go.
 	Weights WeightsConfig
 	// Kubernetes is where the gateways run, if they do.
@@ -93,6 +95,7 @@ func LoadConfig(args []string, lookup func(string) (string, bool)) (Config, erro
 	s.Int(&c.DrainMaxRate, "DRAIN_MAX_RATE", config.Bound{Min: 1, Max: 1_000_000}, "sessions per second at which a gateway is drained at most, unless told otherwise for one drain")
 	s.Int(&c.SessionsMax, "GATEWAY_SESSIONS_MAX", config.Bound{Max: 100_000_000}, "sessions that a gateway takes which does not say so itself, for the check of room; 0: unknown")
 	c.Cluster.Register(s)
+	s.Bool(&c.Rebalance, "REBALANCE_AUTOMATIC", "even out the sessions of gateways by itself, when one has 1.1 times the mean of its track and 1,000 sessions more")
 	c.Weights.register(s)
 	c.Kubernetes.register(s)
 	c.Access.Register(s)

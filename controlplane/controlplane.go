@@ -19,6 +19,7 @@ import (
 	"github.com/mics-im/mics/controlplane/internal/drain"
 	"github.com/mics-im/mics/controlplane/internal/fleet"
 	"github.com/mics-im/mics/controlplane/internal/kube"
+	"github.com/mics-im/mics/controlplane/internal/rebalance"
 	"github.com/mics-im/mics/controlplane/internal/service"
 	"github.com/mics-im/mics/controlplane/internal/store"
 	"github.com/mics-im/mics/internal/buildinfo"
@@ -122,7 +123,10 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	canaries := canary.New(canary.Config{
 		Store: st, Inventory: c.fleet, Actuator: actuator, Drainer: promoted{drains}, HTTP: client, Telemetry: c.tel,
 	})
-	c.duties = append(c.duties, drains.Duty, canaries.Duty)
+	rebalances := rebalance.New(rebalance.Config{
+		Store: st, Inventory: c.fleet, Automatic: cfg.Rebalance, Busy: canaries.Busy, HTTP: client, Telemetry: c.tel,
+	})
+	c.duties = append(c.duties, drains.Duty, canaries.Duty, rebalances.Duty)
 	audit := access.NewAudit(cfg.NodeID, st, c.tel)
 	guard, err := access.New(access.Options{Config: cfg.Access, Audit: audit, As: service.WithOperator, Telemetry: c.tel})
 	if err != nil {
@@ -130,7 +134,7 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	}
 	c.teardown.Push("operators", stepBudget, func(context.Context) error { return guard.Close() })
 	svc := service.New(service.Config{
-		NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, Leadership: c.elector, Drains: drains, Canaries: canaries, Audit: audit, HTTP: client, Telemetry: c.tel,
+		NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, Leadership: c.elector, Drains: drains, Canaries: canaries, Rebalances: rebalances, Audit: audit, HTTP: client, Telemetry: c.tel,
 	})
 	svc.HandleInternal(internalMux, rpc.HandlerOptions()...)
 	operatorMux := http.NewServeMux()

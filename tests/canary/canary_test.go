@@ -96,6 +96,7 @@ func TestSessionsFollowTheWeight(t *testing.T) {
 // TestPromotion: everybody on the canary, the stable gateways replaced one after
 // another, everybody back.
 func TestPromotion(t *testing.T) {
+	onlyLong(t)
 	f := start(t, "")
 	f.gather(60)
 	f.talk(50)

@@ -44,6 +44,14 @@ func sessions(t *testing.T) int {
 // long tells whether there is time.
 func long() bool { return os.Getenv("MICS_CANARY_SESSIONS") != "" }
 
+// onlyLong leaves a test to the long form.
+func onlyLong(t *testing.T) {
+	t.Helper()
+	if !long() {
+		t.Skip("only in the long form: make canary")
+	}
+}
+
 // person is a client program on the Go SDK.
 type person struct {
 	user, device string

@@ -98,3 +98,12 @@ func (r *Runner) change(ctx context.Context, f func(plan.State, plan.Observation
 	}
 	return r.view(next, o), nil
 }
+
+// Busy says that a canary moves sessions now, at the leader; empty: none does.
+func (r *Runner) Busy() string {
+	s, _ := r.current()
+	if s.ID == "" || s.Phase.Over() {
+		return ""
+	}
+	return "canary " + s.ID + " runs"
+}

@@ -111,3 +111,12 @@ func (s *Service) WatchCanary(ctx context.Context, _ *connect.Request[controlv1.
 		}
 	}
 }
+
+// Rebalance has the leader even out sessions, or say what it would do.
+func (s *Service) Rebalance(ctx context.Context, req *connect.Request[controlv1.RebalanceRequest]) (*connect.Response[controlv1.RebalanceResponse], error) {
+	return lead(ctx, s, req.Msg, func(ctx context.Context) (*controlv1.RebalanceResponse, error) {
+		return s.cfg.Rebalances.Rebalance(ctx, req.Msg, Operator(ctx))
+	}, func(ctx context.Context, base string, r *connect.Request[controlv1.RebalanceRequest]) (*connect.Response[controlv1.RebalanceResponse], error) {
+		return s.control(base).Rebalance(ctx, r)
+	})
+}

@@ -78,6 +78,7 @@ var leaderOnly = []string{
 	controlv1connect.ControlServiceChangeDrainProcedure,
 	controlv1connect.ControlServiceStartCanaryProcedure,
 	controlv1connect.ControlServiceChangeCanaryProcedure,
+	controlv1connect.ControlServiceRebalanceProcedure,
 }
 
 // HandleInternal adds to mux what the cluster's own processes ask: NodeService, and

@@ -15,6 +15,7 @@ import (
 	"github.com/mics-im/mics/controlplane/internal/canary"
 	"github.com/mics-im/mics/controlplane/internal/drain"
 	"github.com/mics-im/mics/controlplane/internal/fleet"
+	"github.com/mics-im/mics/controlplane/internal/rebalance"
 	"github.com/mics-im/mics/internal/fault"
 	"github.com/mics-im/mics/internal/telemetry"
 	controlv1 "github.com/mics-im/mics/proto/mics/control/v1"
@@ -51,6 +52,7 @@ type Config struct {
 	Leadership Leadership
 	Drains     *drain.Runner
 	Canaries   *canary.Runner
+	Rebalances *rebalance.Runner
 	Audit      Audit
 	// HTTP reaches gateways, routers and other control planes.
 	HTTP      *http.Client
