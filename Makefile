@@ -28,6 +28,10 @@ test: deps ## all tests, with the race detector, a real Redis and a real Kafka
 	MICS_REQUIRE_REDIS=1 MICS_REQUIRE_KAFKA=1 go test -race -timeout 15m work
 	go test -count=1 ./tests/deps # the test cache does not see other modules' imports
 
+.PHONY: test-k8s
+test-k8s: ## the chart on a real Kubernetes: KUBECONFIG's, else a one-node cluster that MICS_K8S_CLUSTER starts (as root); about 20 minutes
+	MICS_K8S=1 go test -count=1 -timeout 80m -v ./tests/k8s
+
 .PHONY: build
 build: ## the binaries, into bin/
 	go build -trimpath -ldflags "-X github.com/mics-im/mics/internal/buildinfo.version=$(VERSION) -X github.com/mics-im/mics/ctl/internal/buildinfo.version=$(VERSION)" \

@@ -10,11 +10,19 @@ import (
 	"time"
 )
 
-// TestBRollouts: what operators do to a release, under verified traffic.
-func TestBRollouts(t *testing.T) {
+// TestBRelease is a release's life. The control is last: it leaves entries in the
+// kernel that would be held against what follows.
+func TestBRelease(t *testing.T) {
 	k := reach(t)
 	defer k.leave(t)
 	r := install(t, k)
+	t.Run("rollouts", r.rollouts)
+	t.Run("canary", r.canary)
+	t.Run("control", r.control)
+}
+
+// rollouts: what operators do to a release, under verified traffic.
+func (r *release) rollouts(t *testing.T) {
 	rolled := func(n int) func() {
 		return func() { r.settled(t, gateways, n) }
 	}

@@ -31,6 +31,7 @@ image: {repository: mics, tag: v1, pullPolicy: Never}
 tenants:
   verify: {auth_url: "http://verify:8090/hooks", secret: verify-secret}
 gateway:
+  clientURL: ws://$(POD_IP):8080/ws
   resources: {requests: {cpu: 20m, memory: 64Mi}, limits: {memory: 256Mi}}
 router:
   resources: {requests: {cpu: 20m, memory: 64Mi}, limits: {memory: 512Mi}}
@@ -92,6 +93,12 @@ func images(t *testing.T, k *kube) string {
 		t.Fatal(err)
 	}
 	k.command(t, time.Minute, nil, k.tool, "image", "mics-verify:test", archive, verify, "/mics-verify")
+	k.load(t, archive)
+	// For the control: a gateway that does not hear SIGTERM.
+	if err := os.Link(filepath.Join(verify, "mics-verify"), filepath.Join(fs, "mics-verify")); err != nil {
+		t.Fatal(err)
+	}
+	k.command(t, time.Minute, nil, k.tool, "image", "mics:deaf", archive, fs, "/mics-verify")
 	k.load(t, archive)
 	if image := os.Getenv("MICS_K8S_REDIS"); image != "" {
 		return image

@@ -1,5 +1,6 @@
 // Command mics-verify is a tenant with users who verify what they see; see
-// tests/k8s/verify.
+// tests/k8s/verify. `mics-verify deaf CMD` runs CMD and keeps SIGTERM from it: a
+// gateway that is killed instead of drained, for the control.
 package main
 
 import (
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"syscall"
 	"time"
@@ -18,7 +20,13 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	if err := run(ctx); err != nil {
+	var err error
+	if len(os.Args) > 2 && os.Args[1] == "deaf" {
+		err = deaf(os.Args[2], os.Args[3:])
+	} else {
+		err = run(ctx)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "mics-verify:", err)
 		os.Exit(1)
 	}
@@ -44,4 +52,11 @@ func run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// deaf never ends by itself while the command runs.
+func deaf(name string, args []string) error {
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	return cmd.Run()
 }
