@@ -133,8 +133,12 @@ func New(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 		return nil, err
 	}
 	c.teardown.Push("operators", stepBudget, func(context.Context) error { return guard.Close() })
+	var placed func(string) string
+	if c.kube != nil {
+		placed = c.kube.NodeOf
+	}
 	svc := service.New(service.Config{
-		NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, Leadership: c.elector, Drains: drains, Canaries: canaries, Rebalances: rebalances, Audit: audit, HTTP: client, Telemetry: c.tel,
+		Placed: placed, NodeID: cfg.NodeID, Version: buildinfo.Version(), Inventory: c.fleet, Leadership: c.elector, Drains: drains, Canaries: canaries, Rebalances: rebalances, Audit: audit, HTTP: client, Telemetry: c.tel,
 	})
 	svc.HandleInternal(internalMux, rpc.HandlerOptions()...)
 	operatorMux := http.NewServeMux()

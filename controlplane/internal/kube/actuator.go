@@ -2,24 +2,16 @@ package kube
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
 
 	"github.com/mics-im/mics/controlplane/internal/canary/actuate"
 )
-
-// HTTPRoutes are read as they come: two fields of them do not earn the whole API's
-// types.
-var routes = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "httproutes"}
 
 // container is the gateways' in their Deployments.
 const container = "gateway"
@@ -38,7 +30,7 @@ func (k *Kube) Apply(ctx context.Context, w actuate.Weights) error {
 	if k.cfg.Route == "" {
 		return nil
 	}
-	api := k.cfg.Dynamic.Resource(routes).Namespace(k.cfg.Namespace)
+	api := k.cfg.Client.Resource(routes).Namespace(k.cfg.Namespace)
 	changed := false
 	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
 		o, err := api.Get(ctx, k.cfg.Route, metav1.GetOptions{})
@@ -120,59 +112,88 @@ func setWeights(route *unstructured.Unstructured, stable, canary string, w actua
 // version of the canary's. The rollout that follows is Kubernetes', and so is its
 // undoing.
 func (k *Kube) Promote(ctx context.Context, version string) error {
-	api := k.cfg.Client.AppsV1().Deployments(k.cfg.Namespace)
+	api := k.cfg.Client.Resource(deployments).Namespace(k.cfg.Namespace)
 	canary, err := api.Get(ctx, k.canary(), metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("read Deployment %s: %w", k.canary(), err)
 	}
-	stable, err := api.Get(ctx, k.cfg.Deployment, metav1.GetOptions{})
-	if err != nil {
-		return fmt.Errorf("read Deployment %s: %w", k.cfg.Deployment, err)
-	}
-	from, err := gatewayOf(canary.Spec.Template.Spec.Containers)
+	_, from, err := gatewayOf(canary)
 	if err != nil {
 		return fmt.Errorf("Deployment %s: %w", k.canary(), err)
-	}
-	to, err := gatewayOf(stable.Spec.Template.Spec.Containers)
-	if err != nil {
-		return fmt.Errorf("Deployment %s: %w", k.cfg.Deployment, err)
 	}
 	if v := versionOf(from); v != version {
 		return fmt.Errorf("Deployment %s is at version %q by now, and %q was tried: not promoted", k.canary(), v, version)
 	}
-	if to.Image == from.Image && versionOf(to) == version {
-		return nil
-	}
-	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"template": map[string]any{"spec": map[string]any{
-		"containers": []any{map[string]any{
-			"name": container, "image": from.Image, "env": []any{map[string]any{"name": "VERSION", "value": version}},
-		}},
-	}}}})
-	if err != nil {
+	changed := false
+	err = retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		stable, err := api.Get(ctx, k.cfg.Deployment, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if changed, err = setVersion(stable, from["image"], version); err != nil || !changed {
+			return err
+		}
+		_, err = api.Update(ctx, stable, metav1.UpdateOptions{FieldManager: manager})
 		return err
+	})
+	if err != nil {
+		return fmt.Errorf("change Deployment %s: %w", k.cfg.Deployment, err)
 	}
-	if _, err := api.Patch(ctx, k.cfg.Deployment, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: manager}); err != nil {
-		return fmt.Errorf("patch Deployment %s: %w", k.cfg.Deployment, err)
+	if changed {
+		k.log.InfoContext(ctx, "stable_image_set", "deployment", k.cfg.Deployment, "image", from["image"], "version", version)
+		k.event(ctx, reference{"apps/v1", "Deployment", k.cfg.Deployment}, "CanaryPromoted", fmt.Sprintf("runs %v from now on", from["image"]))
 	}
-	k.log.InfoContext(ctx, "stable_image_set", "deployment", k.cfg.Deployment, "image", from.Image, "version", version)
-	k.event(ctx, reference{"apps/v1", "Deployment", k.cfg.Deployment}, "CanaryPromoted", "runs "+from.Image+" from now on")
 	return nil
 }
 
-func gatewayOf(containers []corev1.Container) (corev1.Container, error) {
-	for _, c := range containers {
-		if c.Name == container {
-			return c, nil
+// containersAt is where a Deployment has its containers.
+var containersAt = []string{"spec", "template", "spec", "containers"}
+
+// gatewayOf returns a copy of a Deployment's containers and, in it, the gateway's.
+func gatewayOf(d *unstructured.Unstructured) (all []any, gateway map[string]any, err error) {
+	all, _, err = unstructured.NestedSlice(d.Object, containersAt...)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, c := range all {
+		if c, ok := c.(map[string]any); ok && c["name"] == container {
+			return all, c, nil
 		}
 	}
-	return corev1.Container{}, errors.New("it has no container " + container)
+	return nil, nil, errors.New("it has no container " + container)
 }
 
-func versionOf(c corev1.Container) string {
-	for _, e := range c.Env {
-		if e.Name == "VERSION" {
-			return e.Value
+// versionEnv is the entry of VERSION in a container's environment; nil: none.
+func versionEnv(container map[string]any) map[string]any {
+	env, _ := container["env"].([]any)
+	for _, e := range env {
+		if e, ok := e.(map[string]any); ok && e["name"] == "VERSION" {
+			return e
 		}
 	}
-	return ""
+	return nil
+}
+
+func versionOf(container map[string]any) string {
+	v, _ := versionEnv(container)["value"].(string)
+	return v
+}
+
+// setVersion changes the gateway of a Deployment and tells whether it had to.
+func setVersion(d *unstructured.Unstructured, image any, version string) (changed bool, err error) {
+	all, gateway, err := gatewayOf(d)
+	if err != nil {
+		return false, err
+	}
+	if gateway["image"] == image && versionOf(gateway) == version {
+		return false, nil
+	}
+	gateway["image"] = image
+	if e := versionEnv(gateway); e != nil {
+		e["value"] = version
+	} else {
+		env, _ := gateway["env"].([]any)
+		gateway["env"] = append(env, map[string]any{"name": "VERSION", "value": version})
+	}
+	return true, unstructured.SetNestedSlice(d.Object, all, containersAt...)
 }

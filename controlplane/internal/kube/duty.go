@@ -5,11 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/mics-im/mics/controlplane/internal/fleet"
@@ -21,16 +22,20 @@ import (
 const drainAgain = 15 * time.Second
 
 // seen is a pod together with what its gateway says. Called with mu held.
-func (k *Kube) seen(p *corev1.Pod, gateways map[string]fleet.Node) Pod {
+func (k *Kube) seen(p *unstructured.Unstructured, gateways map[string]fleet.Node) Pod {
+	name, labels, notes := p.GetName(), p.GetLabels(), p.GetAnnotations()
 	out := Pod{
-		Name: p.Name, Node: p.Spec.NodeName, Track: p.Labels[trackLabel], Hash: p.Labels[hashLabel], Terminating: p.DeletionTimestamp != nil,
-		Accept: p.Labels[acceptLabel] == "true", Cost: p.Annotations[costAnnotation], Cordon: p.Annotations[cordonAnnotation] != "",
-		CostAt: k.written[p.Name],
+		Name: name, Node: placeOf(p), Track: labels[trackLabel], Hash: labels[hashLabel], Terminating: p.GetDeletionTimestamp() != nil,
+		Accept: labels[acceptLabel] == "true", Cost: notes[costAnnotation], Cordon: notes[cordonAnnotation] != "",
+		CostAt: k.written[name],
 	}
-	for _, c := range p.Status.Conditions {
-		out.Ready = out.Ready || c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	conditions, _, _ := unstructured.NestedSlice(p.Object, "status", "conditions")
+	for _, c := range conditions {
+		if c, ok := c.(map[string]any); ok {
+			out.Ready = out.Ready || c["type"] == "Ready" && c["status"] == "True"
+		}
 	}
-	if g, found := gateways[p.Name]; found && !g.Unreachable {
+	if g, found := gateways[name]; found && !g.Unreachable {
 		out.Known, out.Sessions = true, g.Sessions
 		out.Serving = g.Phase == gatewayv1.Phase_PHASE_SERVING
 		out.Draining = g.Phase == gatewayv1.Phase_PHASE_DRAINING || g.Phase == gatewayv1.Phase_PHASE_DRAINED
@@ -57,12 +62,7 @@ func (k *Kube) Duty(ctx context.Context, _ *store.Tenure) {
 				gateways[n.ID] = n
 			}
 		}
-		v, err := k.view(gateways, time.Now())
-		if err != nil {
-			k.log.WarnContext(ctx, "kube_view_failed", "err", err)
-			continue
-		}
-		for _, a := range Decide(v) {
+		for _, a := range Decide(k.view(gateways, time.Now())) {
 			k.act(ctx, a)
 		}
 	}
@@ -136,7 +136,7 @@ func (k *Kube) patch(ctx context.Context, pod string, metadata map[string]any) e
 	if err != nil {
 		return err
 	}
-	_, err = k.cfg.Client.CoreV1().Pods(k.cfg.Namespace).Patch(ctx, pod, types.MergePatchType, body, metav1.PatchOptions{FieldManager: manager})
+	_, err = k.cfg.Client.Resource(pods).Namespace(k.cfg.Namespace).Patch(ctx, pod, types.MergePatchType, body, metav1.PatchOptions{FieldManager: manager})
 	return err
 }
 
@@ -146,13 +146,16 @@ type reference struct{ version, kind, name string }
 // event tells people, in `kubectl describe` and `kubectl get events`. One that is
 // not taken is not worth more than a log line: nothing depends on it.
 func (k *Kube) event(ctx context.Context, about reference, reason, text string) {
-	now := metav1.Now()
-	_, err := k.cfg.Client.CoreV1().Events(k.cfg.Namespace).Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{GenerateName: about.name + ".", Namespace: k.cfg.Namespace},
-		InvolvedObject: corev1.ObjectReference{APIVersion: about.version, Kind: about.kind, Name: about.name, Namespace: k.cfg.Namespace},
-		Reason:         reason, Message: text, Type: corev1.EventTypeNormal,
-		Source: corev1.EventSource{Component: manager}, FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}, metav1.CreateOptions{FieldManager: manager})
+	now := time.Now().UTC().Format(time.RFC3339)
+	_, err := k.cfg.Client.Resource(events).Namespace(k.cfg.Namespace).Create(ctx, &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "Event",
+		"metadata": map[string]any{"name": about.name + "." + strconv.FormatInt(time.Now().UnixNano(), 16), "namespace": k.cfg.Namespace},
+		"involvedObject": map[string]any{
+			"apiVersion": about.version, "kind": about.kind, "name": about.name, "namespace": k.cfg.Namespace,
+		},
+		"reason": reason, "message": text, "type": "Normal", "source": map[string]any{"component": manager},
+		"firstTimestamp": now, "lastTimestamp": now, "count": int64(1),
+	}}, metav1.CreateOptions{FieldManager: manager})
 	if err != nil {
 		k.log.DebugContext(ctx, "kube_event_refused", "about", fmt.Sprintf("%s/%s", about.kind, about.name), "err", err)
 	}

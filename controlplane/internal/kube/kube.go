@@ -9,24 +9,36 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strconv"
 	"sync"
 	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
+	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
-	appslisters "k8s.io/client-go/listers/apps/v1"
-	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 
 	"github.com/mics-im/mics/controlplane/internal/fleet"
 	"github.com/mics-im/mics/internal/telemetry"
+)
+
+// All objects are read and written as they come: a few fields of them do not earn the
+// typed clients, which would take longer to build than the rest of the control plane.
+var (
+	pods        = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
+	nodes       = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
+	events      = schema.GroupVersionResource{Version: "v1", Resource: "events"}
+	replicaSets = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "replicasets"}
+	deployments = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
+	routes      = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "httproutes"}
 )
 
 const (
@@ -60,26 +72,20 @@ type Config struct {
 	// have the same names. Route is the HTTPRoute's; empty: there is none.
 	Deployment, Route string
 
-	Client    kubernetes.Interface
-	Dynamic   dynamic.Interface
+	Client    dynamic.Interface
 	Inventory Inventory
 	Drains    Drains
 	Telemetry *telemetry.Telemetry
 }
 
-// InCluster fills in the clients of the pod that this process runs in.
+// InCluster fills in the client of the pod that this process runs in.
 func (c *Config) InCluster() error {
 	r, err := rest.InClusterConfig()
 	if err != nil {
 		return err
 	}
 	r.UserAgent = manager
-	client, err := kubernetes.NewForConfig(r)
-	if err != nil {
-		return err
-	}
-	c.Client = client
-	c.Dynamic, err = dynamic.NewForConfig(r)
+	c.Client, err = dynamic.NewForConfig(r)
 	return err
 }
 
@@ -87,12 +93,9 @@ func (c *Config) InCluster() error {
 type Kube struct {
 	cfg     Config
 	log     *slog.Logger
-	factory informers.SharedInformerFactory
-	nodes   informers.SharedInformerFactory
-	pods    corelisters.PodLister
-	sets    appslisters.ReplicaSetLister
-	node    corelisters.NodeLister
-	synced  []cache.InformerSynced
+	pods    cache.SharedIndexInformer
+	sets    cache.SharedIndexInformer
+	nodes   cache.SharedIndexInformer
 	actions *telemetry.CounterVec
 	failed  *telemetry.CounterVec
 
@@ -118,99 +121,138 @@ func New(cfg Config) (*Kube, error) {
 		k.actions.With(string(v))
 		k.failed.With(string(v))
 	}
-	k.factory = informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithNamespace(cfg.Namespace),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = cfg.Selector }), informers.WithTransform(slim))
-	pods, sets := k.factory.Core().V1().Pods(), k.factory.Apps().V1().ReplicaSets()
-	k.nodes = informers.NewSharedInformerFactoryWithOptions(cfg.Client, 0, informers.WithTransform(slim))
-	nodes := k.nodes.Core().V1().Nodes()
-	k.pods, k.sets, k.node = pods.Lister(), sets.Lister(), nodes.Lister()
-	k.synced = []cache.InformerSynced{pods.Informer().HasSynced, sets.Informer().HasSynced, nodes.Informer().HasSynced}
+	var err error
+	for _, i := range []struct {
+		to   *cache.SharedIndexInformer
+		of   dynamic.ResourceInterface
+		only string
+	}{
+		{&k.pods, cfg.Client.Resource(pods).Namespace(cfg.Namespace), cfg.Selector},
+		{&k.sets, cfg.Client.Resource(replicaSets).Namespace(cfg.Namespace), cfg.Selector},
+		{&k.nodes, cfg.Client.Resource(nodes), ""},
+	} {
+		if *i.to, err = informer(cfg.Client, i.of, i.only); err != nil {
+			return nil, err
+		}
+	}
 	return k, nil
+}
+
+// informer follows the objects of a resource that a selector names.
+func informer(client dynamic.Interface, of dynamic.ResourceInterface, selector string) (cache.SharedIndexInformer, error) {
+	i := cache.NewSharedIndexInformer(cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.LabelSelector = selector
+			return of.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.LabelSelector = selector
+			return of.Watch(ctx, o)
+		},
+	}, client), &unstructured.Unstructured{}, 0, cache.Indexers{})
+	return i, i.SetTransform(slim)
 }
 
 // slim drops what nobody here reads: a cluster may have thousands of nodes.
 func slim(o any) (any, error) {
-	switch o := o.(type) {
-	case *corev1.Pod:
-		o.ManagedFields, o.Spec = nil, corev1.PodSpec{NodeName: o.Spec.NodeName}
-	case *appsv1.ReplicaSet:
-		o.ManagedFields, o.Spec = nil, appsv1.ReplicaSetSpec{}
-	case *corev1.Node:
-		o.ManagedFields, o.Status, o.Annotations = nil, corev1.NodeStatus{}, nil
+	u, ok := o.(*unstructured.Unstructured)
+	if !ok {
+		return o, nil
 	}
-	return o, nil
+	metadata, _ := u.Object["metadata"].(map[string]any)
+	spec, status := map[string]any{}, map[string]any{}
+	for _, field := range []string{"nodeName", "unschedulable"} {
+		if v, found, _ := unstructured.NestedFieldNoCopy(u.Object, "spec", field); found {
+			spec[field] = v
+		}
+	}
+	if v, found, _ := unstructured.NestedFieldNoCopy(u.Object, "status", "conditions"); found && u.GetKind() == "Pod" {
+		status["conditions"] = v
+	}
+	out := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": u.GetAPIVersion(), "kind": u.GetKind(), "metadata": maps.Clone(metadata), "spec": spec, "status": status,
+	}}
+	out.SetManagedFields(nil)
+	return out, nil
 }
 
 // Run watches until ctx ends.
 func (k *Kube) Run(ctx context.Context) {
-	k.factory.Start(ctx.Done())
-	k.nodes.Start(ctx.Done())
-	<-ctx.Done()
-	k.factory.Shutdown()
-	k.nodes.Shutdown()
+	ctx = klog.NewContext(ctx, logr.FromSlogHandler(k.log.Handler()))
+	var wg sync.WaitGroup
+	for _, i := range k.informers() {
+		wg.Go(func() { i.RunWithContext(ctx) })
+	}
+	wg.Wait()
+}
+
+func (k *Kube) informers() []cache.SharedIndexInformer {
+	return []cache.SharedIndexInformer{k.pods, k.sets, k.nodes}
 }
 
 func (k *Kube) ready() bool {
-	for _, s := range k.synced {
-		if !s() {
+	for _, i := range k.informers() {
+		if !i.HasSynced() {
 			return false
 		}
 	}
 	return true
 }
 
+// objects are those that an informer knows. They are shared: not to be changed.
+func objects(i cache.SharedIndexInformer) []*unstructured.Unstructured {
+	var out []*unstructured.Unstructured
+	for _, o := range i.GetStore().List() {
+		if u, ok := o.(*unstructured.Unstructured); ok {
+			out = append(out, u)
+		}
+	}
+	return out
+}
+
+func placeOf(pod *unstructured.Unstructured) string {
+	node, _, _ := unstructured.NestedString(pod.Object, "spec", "nodeName")
+	return node
+}
+
 // NodeOf returns the Kubernetes node that a gateway runs on; empty: not known.
 func (k *Kube) NodeOf(gateway string) string {
-	p, err := k.pods.Pods(k.cfg.Namespace).Get(gateway)
-	if err != nil {
+	o, found, err := k.pods.GetStore().GetByKey(k.cfg.Namespace + "/" + gateway)
+	u, ok := o.(*unstructured.Unstructured)
+	if err != nil || !found || !ok {
 		return ""
 	}
-	return p.Spec.NodeName
+	return placeOf(u)
 }
 
 // view is what is known now.
-func (k *Kube) view(gateways map[string]fleet.Node, at time.Time) (View, error) {
+func (k *Kube) view(gateways map[string]fleet.Node, at time.Time) View {
 	v := View{At: at, Newest: map[string]string{}, Cordoned: map[string]bool{}}
-	nodes, err := k.node.List(labels.Everything())
-	if err != nil {
-		return v, err
-	}
-	for _, n := range nodes {
-		if n.Spec.Unschedulable {
-			v.Cordoned[n.Name] = true
+	for _, n := range objects(k.nodes) {
+		if off, _, _ := unstructured.NestedBool(n.Object, "spec", "unschedulable"); off {
+			v.Cordoned[n.GetName()] = true
 		}
-	}
-	sets, err := k.sets.List(labels.Everything())
-	if err != nil {
-		return v, err
 	}
 	newest := map[string]int{}
-	for _, s := range sets {
-		track := s.Labels[trackLabel]
-		if n, err := strconv.Atoi(s.Annotations[revision]); err == nil && n > newest[track] {
-			newest[track], v.Newest[track] = n, s.Labels[hashLabel]
+	for _, s := range objects(k.sets) {
+		track := s.GetLabels()[trackLabel]
+		if n, err := strconv.Atoi(s.GetAnnotations()[revision]); err == nil && n > newest[track] {
+			newest[track], v.Newest[track] = n, s.GetLabels()[hashLabel]
 		}
-	}
-	pods, err := k.pods.List(labels.Everything())
-	if err != nil {
-		return v, err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	here := map[string]bool{}
-	for _, p := range pods {
-		here[p.Name] = true
+	for _, p := range objects(k.pods) {
+		here[p.GetName()] = true
 		v.Pods = append(v.Pods, k.seen(p, gateways))
 	}
-	for name := range k.written {
-		if !here[name] {
-			delete(k.written, name)
+	for _, known := range []map[string]time.Time{k.written, k.refused} {
+		for name := range known {
+			if !here[name] {
+				delete(known, name)
+			}
 		}
 	}
-	for name := range k.refused {
-		if !here[name] {
-			delete(k.refused, name)
-		}
-	}
-	return v, nil
+	return v
 }

@@ -54,6 +54,8 @@ type Config struct {
 	Canaries   *canary.Runner
 	Rebalances *rebalance.Runner
 	Audit      Audit
+	// Placed returns the Kubernetes node of a gateway, empty: not known; nil: none is.
+	Placed func(gateway string) string
 	// HTTP reaches gateways, routers and other control planes.
 	HTTP      *http.Client
 	Telemetry *telemetry.Telemetry
@@ -104,7 +106,7 @@ func (s *Service) ListNodes(ctx context.Context, _ *connect.Request[controlv1.Li
 		return nil, err
 	}
 	return connect.NewResponse(&controlv1.ListNodesResponse{
-		Nodes: toProto(snap.Nodes), ObservedAtMs: snap.At.UnixMilli(), Warnings: snap.Warnings,
+		Nodes: s.toProto(snap.Nodes), ObservedAtMs: snap.At.UnixMilli(), Warnings: snap.Warnings,
 	}), nil
 }
 
@@ -128,7 +130,7 @@ func (s *Service) WatchNodes(ctx context.Context, _ *connect.Request[controlv1.W
 		}
 		last = snap.Seq
 		err = out.Send(&controlv1.WatchNodesResponse{
-			Nodes: toProto(snap.Nodes), ObservedAtMs: snap.At.UnixMilli(), Warnings: snap.Warnings,
+			Nodes: s.toProto(snap.Nodes), ObservedAtMs: snap.At.UnixMilli(), Warnings: snap.Warnings,
 		})
 		if err != nil {
 			return err
@@ -176,7 +178,7 @@ func ended(ctx context.Context, err error) error {
 	return fault.Wrap(fault.Unavailable, "no inventory yet", err)
 }
 
-func toProto(nodes []fleet.Node) []*controlv1.Node {
+func (s *Service) toProto(nodes []fleet.Node) []*controlv1.Node {
 	out := make([]*controlv1.Node, len(nodes))
 	for i := range nodes {
 		n := &nodes[i]
@@ -189,6 +191,9 @@ func toProto(nodes []fleet.Node) []*controlv1.Node {
 			Track: n.Track, Phase: n.Phase, Sessions: n.Sessions, SessionsV2: n.SessionsV2,
 			ConnectsPerSecond: n.Rates.Connects, MessagesInPerSecond: n.Rates.MessagesIn, DeliveriesPerSecond: n.Rates.Deliveries,
 			StartedAtMs: n.StartedAtMS, Unreachable: n.Unreachable, UnreachableReason: n.Reason, RoutersLinked: n.RoutersLinked,
+		}
+		if n.Kind == fleet.Gateway && s.cfg.Placed != nil {
+			out[i].KubernetesNode = s.cfg.Placed(n.ID)
 		}
 	}
 	return out

@@ -143,7 +143,7 @@ func start(t *testing.T, inv Inventory) (controlv1connect.ControlServiceClient, 
 		t.Fatal(err)
 	}
 	client := rpc.NewClient()
-	s := New(Config{NodeID: "cp-1", Version: "v1", Inventory: inv, HTTP: client, Telemetry: tel})
+	s := New(Config{Placed: func(g string) string { return "node-of-" + g }, NodeID: "cp-1", Version: "v1", Inventory: inv, HTTP: client, Telemetry: tel})
 	mux := http.NewServeMux()
 	mux.Handle(controlv1connect.NewControlServiceHandler(s, rpc.HandlerOptions()...))
 	url := serveHTTP(t, mux)

@@ -44,6 +44,7 @@ type Gateway struct {
 	MessagesInPerSecond float64 `json:"messagesInPerSecond"`
 	DeliveriesPerSecond float64 `json:"deliveriesPerSecond"`
 	RoutersLinked       uint32  `json:"routersLinked"`
+	KubernetesNode      string  `json:"kubernetesNode,omitempty"`
 }
 
 // NewNodes converts an inventory.
@@ -76,6 +77,7 @@ func newNode(n *controlv1.Node) Node {
 			MessagesInPerSecond: n.GetMessagesInPerSecond(),
 			DeliveriesPerSecond: n.GetDeliveriesPerSecond(),
 			RoutersLinked:       n.GetRoutersLinked(),
+			KubernetesNode:      n.GetKubernetesNode(),
 		}
 	}
 	return v

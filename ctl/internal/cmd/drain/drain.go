@@ -59,9 +59,11 @@ type Options struct {
 	*cli.App
 	speed
 	Wait, Force bool
-	MaxGap      time.Duration
-	MaxLost     int
-	limited     bool // a limit was given
+	// KubernetesNode: all gateways there are meant.
+	KubernetesNode string
+	MaxGap         time.Duration
+	MaxLost        int
+	limited        bool // a limit was given
 }
 
 // NewDrain returns `drain`.
@@ -82,16 +84,24 @@ With --wait the exit code tells how it went: 0 it is empty and within the limits
 wait does not end the drain.`,
 		Example: `  micsctl drain gw-1 --wait
   micsctl drain gw-1 --wait --max-gap 50ms --max-lost 0 -o json
-  micsctl drain gw-1 --rate 200/s --timeout 10m`,
-		Args:              cobra.ExactArgs(1),
+  micsctl drain gw-1 --rate 200/s --timeout 10m
+  micsctl drain --k8s-node worker-3 --wait && kubectl drain worker-3 --ignore-daemonsets`,
+		Args: func(c *cobra.Command, args []string) error {
+			if o.KubernetesNode != "" {
+				return cobra.NoArgs(c, args)
+			}
+			return cobra.ExactArgs(1)(c, args)
+		},
 		ValidArgsFunction: oneGateway(app),
 	}
 	cmd.RunE = func(c *cobra.Command, args []string) error {
 		o.limited = c.Flags().Changed("max-gap") || c.Flags().Changed("max-lost")
-		return cli.Run(func(ctx context.Context, args []string) error { return o.run(ctx, args[0]) })(c, args)
+		return cli.Run(o.runAll)(c, args)
 	}
 	o.addFlags(cmd)
 	f := cmd.Flags()
+	f.StringVar(&o.KubernetesNode, "k8s-node", "", "all gateways on a Kubernetes node, one after the other")
+	cli.CompleteFlag(cmd, "k8s-node", cobra.NoFileCompletions)
 	f.BoolVar(&o.Wait, "wait", false, "wait for its end, show its progress, print its receipt")
 	f.BoolVar(&o.Force, "force", false, "also where the others have no room, or there are none")
 	f.DurationVar(&o.MaxGap, "max-gap", 0, "with --wait: longest time, for 99 % of the sessions that move, in which nothing can be delivered; 0: any")

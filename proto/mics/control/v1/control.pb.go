@@ -506,8 +506,10 @@ type Node struct {
 	UnreachableReason string `protobuf:"bytes,14,opt,name=unreachable_reason,json=unreachableReason,proto3" json:"unreachable_reason,omitempty"`
 	SessionsV2        uint64 `protobuf:"varint,15,opt,name=sessions_v2,json=sessionsV2,proto3" json:"sessions_v2,omitempty"`
 	RoutersLinked     uint32 `protobuf:"varint,16,opt,name=routers_linked,json=routersLinked,proto3" json:"routers_linked,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// The Kubernetes node that the gateway's pod is on; empty: not known.
+	KubernetesNode string `protobuf:"bytes,17,opt,name=kubernetes_node,json=kubernetesNode,proto3" json:"kubernetes_node,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -650,6 +652,13 @@ func (x *Node) GetRoutersLinked() uint32 {
 		return x.RoutersLinked
 	}
 	return 0
+}
+
+func (x *Node) GetKubernetesNode() string {
+	if x != nil {
+		return x.KubernetesNode
+	}
+	return ""
 }
 
 type ListNodesRequest struct {
@@ -4026,7 +4035,7 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12.\n" +
 	"\x13sessions_per_second\x18\x04 \x01(\x01R\x11sessionsPerSecond\x121\n" +
-	"\atargets\x18\x05 \x03(\v2\x17.mics.gateway.v1.TargetR\atargets\"\xdc\x04\n" +
+	"\atargets\x18\x05 \x03(\v2\x17.mics.gateway.v1.TargetR\atargets\"\x85\x05\n" +
 	"\x04Node\x12-\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x19.mics.control.v1.NodeKindR\x04kind\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12 \n" +
@@ -4045,7 +4054,8 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\x12unreachable_reason\x18\x0e \x01(\tR\x11unreachableReason\x12\x1f\n" +
 	"\vsessions_v2\x18\x0f \x01(\x04R\n" +
 	"sessionsV2\x12%\n" +
-	"\x0erouters_linked\x18\x10 \x01(\rR\rroutersLinked\"\x12\n" +
+	"\x0erouters_linked\x18\x10 \x01(\rR\rroutersLinked\x12'\n" +
+	"\x0fkubernetes_node\x18\x11 \x01(\tR\x0ekubernetesNode\"\x12\n" +
 	"\x10ListNodesRequest\"\x82\x01\n" +
 	"\x11ListNodesResponse\x12+\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x15.mics.control.v1.NodeR\x05nodes\x12$\n" +
