@@ -23,6 +23,8 @@ const (
 	// calm is for how long sessions have to be where they are wanted before they are
 	// counted: one that moves may be seen on both gateways, or on neither.
 	calm = 1500 * time.Millisecond
+	// absence is for how long a step waits for sessions that were there before.
+	absence = 5 * time.Minute
 	// gap bounds what one look at the fleet adds to a bake: nobody was looking.
 	gap = 5 * time.Second
 	// desertedAfter is how long a canary may be without a gateway that serves.
@@ -71,15 +73,17 @@ func steps(w []uint32) string {
 func (s State) toward(step int, target uint32, p Population, at time.Time) State {
 	s.Falling = target < s.Rule.Weight
 	weight := target
-	if n := float64(p.Total()); n > 0 && target > 0 && target < cohort.Full && s.whole() {
+	s.Margin, s.Population = 0, p.Total()
+	// Down from where nobody has been yet some would go up first.
+	direct := s.Falling && s.Phase == Moving
+	if n := float64(p.Total()); n > 0 && target > 0 && target < cohort.Full && s.whole() && !direct {
 		w := float64(target) / cohort.Full
 		// Three standard deviations; users with several devices make it wider.
-		margin := min(4*math.Sqrt(w*(1-w)/n), min(w, 1-w)/3)
+		s.Margin = uint32(math.Round(min(4*math.Sqrt(w*(1-w)/n), min(w, 1-w)/3) * cohort.Full))
 		if s.Falling {
-			weight = uint32(math.Round((w + margin) * cohort.Full))
-			weight = min(weight, s.Rule.Weight)
+			weight = min(target+s.Margin, s.Rule.Weight)
 		} else {
-			weight = max(uint32(math.Round((w-margin)*cohort.Full)), s.Rule.Weight)
+			weight = max(target-s.Margin, s.Rule.Weight)
 		}
 	}
 	s.Step, s.Target, s.Adjusted, s.Baked = step, target, 0, 0
@@ -205,6 +209,10 @@ func (s State) moving(p Population, at time.Time) State {
 		return s
 	}
 	ok, why := s.settled(p)
+	if ok && p.Total() < s.Population/2 && at.Sub(s.Since) < absence {
+		// A gateway is cut off, or clients are: those who are here say little of all.
+		ok, why = false, fmt.Sprintf("%d of %d sessions are connected", p.Total(), s.Population)
+	}
 	switch {
 	case !ok:
 		s.Waits, s.Settled = why, time.Time{}
@@ -240,9 +248,13 @@ func (s State) adjust(p Population) (State, bool) {
 	// what is likely not to go beyond the target.
 	sigma := math.Sqrt(2 * missing / float64(p.Total()))
 	by := uint32(math.Ceil(max(missing/3, missing-2*sigma) * cohort.Full))
-	weight := min(s.Rule.Weight+by, cohort.Full)
+	// Whoever is connected now may be a poor sample of all.
+	weight := min(s.Rule.Weight+by, s.Target+s.Margin)
 	if s.Falling {
-		weight = s.Rule.Weight - min(by, s.Rule.Weight)
+		weight = max(s.Rule.Weight-min(by, s.Rule.Weight), s.Target-min(s.Margin, s.Target))
+	}
+	if weight == s.Rule.Weight {
+		return s, false
 	}
 	s.Adjusted++
 	s.Waits = "the rule is brought nearer to the weight"

@@ -182,6 +182,35 @@ func TestBakeCountsOnlyWhenSettled(t *testing.T) {
 	w.until("done", func(s State) bool { return s.Phase == Ready })
 }
 
+// While most people are cut off those who are left say little: the step waits, and
+// the rule stays near the weight whatever they are.
+func TestTheRuleStaysNearTheWeight(t *testing.T) {
+	w := newWorld(t, 2000)
+	s := spec(5000)
+	s.Rate = 50
+	w.begin(s)
+	w.tick()
+	everybody := w.users
+	w.users = nil
+	for _, u := range everybody[:600] {
+		if !w.nodes[0].rule.Canary(u.tenant, u.name) { // none of them belongs to the canary
+			w.users = append(w.users, u)
+		}
+	}
+	for range 250 {
+		w.tick()
+	}
+	if w.state.Phase != Moving || !strings.Contains(w.state.Waits, "sessions are connected") {
+		t.Errorf("%s: %q", w.state.Phase, w.state.Waits)
+	}
+	for range 250 { // they do not come back
+		w.tick()
+	}
+	if r := w.state.Rule.Weight; w.state.Phase == Moving || r > w.state.Target+w.state.Margin || w.state.Margin > 600 {
+		t.Errorf("%s, rule at %d, margin %d", w.state.Phase, r, w.state.Margin)
+	}
+}
+
 // A gap in which nobody looked does not count.
 func TestBakeDoesNotCountWhatNobodySaw(t *testing.T) {
 	w := newWorld(t, 500)

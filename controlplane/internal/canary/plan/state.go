@@ -131,8 +131,12 @@ type State struct {
 	Rule   Rule   `json:"rule"`
 	// Adjusted counts how often the rule was brought nearer to the target in this
 	// step; Falling tells that this step lowers the weight.
-	Adjusted int  `json:"adjusted,omitempty"`
-	Falling  bool `json:"falling,omitempty"`
+	Adjusted int `json:"adjusted,omitempty"`
+	// Margin is how far the rule's weight may be from the target, in either
+	// direction; Population is how many sessions there were when it was reckoned.
+	Margin     uint32 `json:"margin,omitempty"`
+	Population uint64 `json:"population,omitempty"`
+	Falling    bool   `json:"falling,omitempty"`
 	// Settled is since when sessions have been where the rule wants them.
 	Settled time.Time `json:"settled,omitzero"`
 	// Baked is for how long the step has been as it is to be; it counts only while
