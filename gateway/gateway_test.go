@@ -150,6 +150,28 @@ func TestRefusedAfterTheUpgrade(t *testing.T) {
 	}
 }
 
+func TestWhoHangsUpIsNotAdmitted(t *testing.T) {
+	r, routers := newRig(t, 1, nil)
+	asked, stuck := make(chan struct{}, 8), make(chan struct{})
+	routers[0].Open = func(*routerv1.OpenSessionRequest) (*routerv1.OpenSessionResponse, error) {
+		asked <- struct{}{}
+		<-stuck
+		return nil, fault.New(fault.Unavailable, "too late")
+	}
+	defer close(stuck)
+	r.start()
+	p := r.dial(params("t", "k", "d"), nil)
+	<-asked
+	_ = p.conn.CloseNow() // a hang-up is no error here
+	testkit.Eventually(t, "the router is told", func() bool { return len(routers[0].Closed()) == 1 })
+	if c := routers[0].Closed()[0]; !c.GetNeverOpened() {
+		t.Errorf("told %v", c)
+	}
+	if len(asked) > 0 {
+		t.Error("asked again")
+	}
+}
+
 func TestTokenOutOfTheURL(t *testing.T) {
 	r, _ := newRig(t, 1, nil)
 	r.start()

@@ -76,6 +76,9 @@ const (
 	maxConnections = "max_connections"
 )
 
+// goneEvery is how often is looked whether a client still waits.
+const goneEvery = 200 * time.Millisecond
+
 // New returns a handler; Stop ends it.
 func New(o Options) *Handler {
 	h := &Handler{
@@ -207,6 +210,9 @@ func (h *Handler) open(conn *ws.Conn, req request, no refusal, remote string) {
 	}
 	ctx, span := h.opts.Telemetry.Tracer.Start(h.ctx, "connect")
 	defer span.End()
+	ctx, leave := context.WithCancel(ctx)
+	defer leave()
+	defer h.watch(conn, leave)()
 	res, unsure, err := h.opts.OpenSession(ctx, &routerv1.OpenSessionRequest{
 		Gateway: h.opts.Gateway, SessionId: s.ID(), TenantId: req.tenant, Token: req.token, DeviceId: req.device,
 		Version: req.version, Traceparent: telemetry.TraceParent(ctx),
@@ -234,6 +240,34 @@ func (h *Handler) open(conn *ws.Conn, req request, no refusal, remote string) {
 			ResumeToken: res.GetResumeToken(), Resumed: res.GetResumed(), Migrated: res.GetMigrating(), NextSeq: res.GetNextSeq(),
 			Acked: h.acked(req, res),
 		})
+	}
+}
+
+// watch calls leave when the client hangs up, until stop is called: an admission
+// that takes long must not take the place of where the client is by then.
+func (h *Handler) watch(conn *ws.Conn, leave func()) (stop func()) {
+	var mu sync.Mutex
+	var t *time.Timer
+	look := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case t == nil: // stopped
+		case conn.Gone():
+			h.gone.Inc()
+			leave()
+		default:
+			t.Reset(goneEvery)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	t = time.AfterFunc(goneEvery, look)
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		t.Stop()
+		t = nil
 	}
 }
 

@@ -315,7 +315,7 @@ func TestEndsOfSessionsWaitForRoomButNotForLong(t *testing.T) {
 			bind(t, s, g1, 0, 2*batch)
 			r, said := start(t, s, "r1")
 			said.full.Store(true)
-			time.Sleep(lease + grace + 2*lookEvery)
+			time.Sleep(lease + grace + 3*lookEvery/2) // a look has been, and its patience is not over
 			if n := r.routes.Value(); n != batch {
 				t.Errorf("%d routes while there was no room", n)
 			}
