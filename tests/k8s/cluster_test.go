@@ -148,7 +148,7 @@ func (k *kube) pods(t *testing.T, selector string) []pod {
 }
 
 // settled waits until there are exactly n pods, all ready.
-func (k *kube) settled(t *testing.T, selector string, n int) []pod {
+func (k *kube) settled(t *testing.T, selector string, n int) {
 	t.Helper()
 	deadline := time.Now().Add(5 * time.Minute)
 	for {
@@ -160,7 +160,7 @@ func (k *kube) settled(t *testing.T, selector string, n int) []pod {
 			}
 		}
 		if len(pods) == n && ready == n {
-			return pods
+			return
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: %d of %d pods are ready, want %d\n%s", selector, ready, len(pods), n, k.kubectl(t, "get", "pods", "--output", "wide"))

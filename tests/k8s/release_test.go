@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 
 const (
 	namespace = "mics-test"
+	users     = 20 // of each version
 	gateways  = "app.kubernetes.io/component=gateway,mics.io/track=stable"
 	canaries  = "app.kubernetes.io/component=gateway,mics.io/track=canary"
 	routers   = "app.kubernetes.io/component=router"
@@ -150,7 +150,7 @@ func (r *release) args(more ...string) []string {
 
 func (r *release) join(t *testing.T) {
 	t.Helper()
-	if _, err := r.raw(t, 2*time.Minute, "services/verify:8090", "/join", verify.Spec{URL: "ws://mics-gateway/ws", V1: 20, V2: 20, Rate: 100}); err != nil {
+	if _, err := r.raw(t, 2*time.Minute, "services/verify:8090", "/join", verify.Spec{URL: "ws://mics-gateway/ws", V1: users, V2: users, Rate: 100}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -229,12 +229,4 @@ func (r *release) metric(t *testing.T, selector, name string) float64 {
 func (r *release) micsctl(t *testing.T, args ...string) string {
 	t.Helper()
 	return r.kubectl(t, append([]string{"exec", "verify", "--", "/micsctl"}, args...)...)
-}
-
-func names(pods []pod) string {
-	var out []string
-	for _, p := range pods {
-		out = append(out, p.Metadata.Name)
-	}
-	return strings.Join(out, " ")
 }

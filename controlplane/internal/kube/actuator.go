@@ -119,10 +119,10 @@ func (k *Kube) Promote(ctx context.Context, version string) error {
 	}
 	_, from, err := gatewayOf(canary)
 	if err != nil {
-		return fmt.Errorf("Deployment %s: %w", k.canary(), err)
+		return fmt.Errorf("read Deployment %s: %w", k.canary(), err)
 	}
 	if v := versionOf(from); v != version {
-		return fmt.Errorf("Deployment %s is at version %q by now, and %q was tried: not promoted", k.canary(), v, version)
+		return fmt.Errorf("not promoted: Deployment %s is at version %q by now, and %q was tried", k.canary(), v, version)
 	}
 	changed := false
 	err = retry.RetryOnConflict(retry.DefaultRetry, func() error {
