@@ -129,15 +129,16 @@ func TestAnOperatorTriesANewVersion(t *testing.T) {
 		b, _ := os.ReadFile(weights)
 		return all.on(cohort.Canary) >= 97 && all.on(cohort.Canary) <= 103 && string(b) == "{\"stable\":50,\"canary\":50}\n"
 	})
-	out, code := micsctl(t, at, "canary", "status", "-o", "json")
-	var doc struct {
-		Weight float64
-		Canary struct{ Sessions int }
-	}
-	if err := json.Unmarshal([]byte(out), &doc); err != nil || code != 0 || doc.Weight != 50 || doc.Canary.Sessions < 90 {
-		t.Errorf("exit %d, %v\n%s", code, err, out)
-	}
-	if out, code = micsctl(t, at, "rebalance"); code != 0 || !strings.Contains(out, "the sessions are even") {
+	testkit.Eventually(t, "the status tells it", func() bool { // gateways are polled
+		out, code := micsctl(t, at, "canary", "status", "-o", "json")
+		var doc struct {
+			Weight float64
+			Canary struct{ Sessions int }
+		}
+		return json.Unmarshal([]byte(out), &doc) == nil && code == 0 && doc.Weight == 50 && doc.Canary.Sessions >= 97 && doc.Canary.Sessions <= 103
+	})
+	out, code := micsctl(t, at, "rebalance")
+	if code != 0 || !strings.Contains(out, "the sessions are even") {
 		t.Errorf("exit %d\n%s", code, out)
 	}
 	if out, code = micsctl(t, at, "canary", "abort", "--reason", "drill"); code != 0 || !strings.Contains(out, "aborting") {

@@ -16,6 +16,7 @@ import (
 	"github.com/mics-im/mics/internal/testkit"
 	controlv1 "github.com/mics-im/mics/proto/mics/control/v1"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 )
 
@@ -115,7 +116,7 @@ func (c *cluster) shed(_ context.Context, n fleet.Node, req *gatewayv1.ShedReque
 	if req.GetCancel() {
 		c.stops++
 		p.Done = true
-		return p, nil
+		return proto.CloneOf(p), nil
 	}
 	if len(req.GetTargets()) == 0 {
 		return nil, fault.New(fault.Invalid, "no targets")
@@ -132,7 +133,7 @@ func (c *cluster) shed(_ context.Context, n fleet.Node, req *gatewayv1.ShedReque
 		}
 	}
 	p.Done = p.Moved == req.GetSessions()
-	return p, nil
+	return proto.CloneOf(p), nil
 }
 
 func inTime(t *testing.T, auto bool, f func(t *testing.T, c *cluster, r *Runner)) {
