@@ -164,7 +164,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.directory = directory.New(r.store, r.self, log, func() {
 		r.dispatcher.Prune()
 		r.buffer.Rebalance()
-	}, func() { r.buffer.Lapsed() })
+	}, r.lapsed)
 	r.signals = signals.New(r.directory.Alive, r.tel)
 	limiter := tenant.NewLimiter(tenant.LimiterOptions{
 		Leaser: r.store, Routers: func() int { return len(r.directory.Routers()) }, Log: log,
@@ -260,6 +260,9 @@ func (r *Router) Start(ctx context.Context) error {
 	r.tel.Log.InfoContext(ctx, "started", "internal_listen", r.InternalAddr(), "endpoint", r.self.Endpoint, "version", r.self.Version, "tenants", r.tenants.Len())
 	return nil
 }
+
+// lapsed is called by the directory, which is made before the buffer.
+func (r *Router) lapsed(taken bool) { r.buffer.Lapsed(taken) }
 
 // leave takes this router out of the directory. Without the store its lease
 // runs out by itself.

@@ -91,7 +91,7 @@ func (w *world) router(id string) *member {
 		Store: w.open(m), Self: self, Lease: directory.Lease,
 		Telemetry: tel,
 	})
-	m.dir = directory.New(m.Store, self, tel.Log, func() {}, func() {})
+	m.dir = directory.New(m.Store, self, tel.Log, func() {}, func(bool) {})
 	w.routers = append(w.routers, m)
 	m.Start(Cluster{
 		Directory: m.dir,

@@ -42,7 +42,7 @@ type Directory struct {
 	self    route.Router
 	log     *slog.Logger
 	changed func()
-	lapsed  func()
+	lapsed  func(taken bool)
 
 	view  atomic.Pointer[view]
 	heard heard
@@ -77,10 +77,11 @@ type view struct {
 
 // New returns a directory that knows nobody but this router. changed is called
 // within refreshEvery of every change of the picture, of gateways or of routers;
-// lapsed when this router stood still for longer than its lease, before it takes
-// the lease again: others have counted it as dead, and taken over. It must not
+// lapsed when this router did not renew its lease in time. taken: it stood still, and
+// others have counted it as dead, and taken over; it is told before it takes the lease
+// again. Else it could not reach the store, which others may have reached. It must not
 // block nor call back.
-func New(store Store, self route.Router, log *slog.Logger, changed, lapsed func()) *Directory {
+func New(store Store, self route.Router, log *slog.Logger, changed func(), lapsed func(taken bool)) *Directory {
 	d := &Directory{
 		store: store, self: self, log: log, changed: changed, lapsed: lapsed, mu: make(mutex, 1), done: make(chan struct{}), strangers: map[route.NodeRef]struct{}{},
 		seen: map[string]time.Time{}, listed: map[route.NodeRef]time.Time{}, gone: map[route.NodeRef]struct{}{},
@@ -134,13 +135,18 @@ func (d *Directory) refreshLocked(ctx context.Context) (changed bool) {
 	defer cancel()
 	began := time.Now()
 	others := func(r route.Router) bool { return r.ID != d.self.ID }
-	if old := d.view.Load(); old.err == nil && !d.renewed.IsZero() && began.Sub(d.renewed) > Lease && slices.ContainsFunc(old.routers, others) {
+	old := d.view.Load()
+	late := !d.renewed.IsZero() && began.Sub(d.renewed) > Lease && slices.ContainsFunc(old.routers, others)
+	if late && old.err == nil {
 		d.log.Warn("lease_lapsed", "for", (began.Sub(d.renewed) - Lease).String())
-		d.lapsed()
+		d.lapsed(true)
 	}
 	var p picture
 	p.err = d.store.RenewRouter(ctx, d.self, Lease)
 	if p.err == nil {
+		if late && old.err != nil {
+			d.lapsed(false)
+		}
 		d.renewed = began
 	}
 	if p.err == nil {
@@ -154,7 +160,6 @@ func (d *Directory) refreshLocked(ctx context.Context) (changed bool) {
 	if errors.Is(p.err, route.ErrPartial) {
 		p.err = nil
 	}
-	old := d.view.Load()
 	if ctx.Err() == context.Canceled && p.err != nil {
 		return false // a caller who left, or Stop
 	}

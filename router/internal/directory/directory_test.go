@@ -18,7 +18,7 @@ func router(id string) route.Router {
 }
 
 func start(s Store, id string) *Directory {
-	d := New(s, router(id), slog.New(slog.DiscardHandler), func() {}, func() {})
+	d := New(s, router(id), slog.New(slog.DiscardHandler), func() {}, func(bool) {})
 	d.Start()
 	return d
 }
@@ -118,6 +118,13 @@ func (m *moody) RenewNode(ctx context.Context, n route.Node, lease time.Duration
 	return m.Store.RenewNode(ctx, n, lease)
 }
 
+func (m *moody) RenewRouter(ctx context.Context, r route.Router, lease time.Duration) error {
+	if m.away.Load() {
+		return errAway
+	}
+	return m.Store.RenewRouter(ctx, r, lease)
+}
+
 func (m *moody) Nodes(ctx context.Context) ([]route.Node, error) {
 	switch {
 	case m.away.Load():
@@ -213,6 +220,29 @@ func TestThePictureOutlivesTheStore(t *testing.T) {
 	})
 }
 
+func TestARouterThatCouldNotRenewIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &moody{Store: memstore.New()}
+		var told []bool // by the goroutine of d, between waits
+		d := New(s, router("r1"), slog.New(slog.DiscardHandler), func() {}, func(taken bool) { told = append(told, taken) })
+		d.Start()
+		defer stop(t, d)
+		r2 := start(s.Store, "r2")
+		defer stop(t, r2)
+		for _, outage := range []time.Duration{Lease - 2*refreshEvery, Lease + time.Second} {
+			time.Sleep(2 * refreshEvery) // fake time
+			s.away.Store(true)
+			time.Sleep(outage) // fake time
+			s.away.Store(false)
+			time.Sleep(2 * refreshEvery) // fake time
+			synctest.Wait()
+			if want := outage > Lease; len(told) == 1 != want || want && told[0] {
+				t.Errorf("after %v: told %v", outage, told)
+			}
+		}
+	})
+}
+
 func TestAStoreThatWasEmptiedKillsNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &moody{Store: memstore.New()}
@@ -262,7 +292,7 @@ func TestEveryChangeIsSaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := memstore.New()
 		var said atomic.Int64
-		d := New(s, router("r1"), slog.New(slog.DiscardHandler), func() { said.Add(1) }, func() {})
+		d := New(s, router("r1"), slog.New(slog.DiscardHandler), func() { said.Add(1) }, func(bool) {})
 		d.Start()
 		defer stop(t, d)
 		expect := func(what string, want int64) {
@@ -304,7 +334,11 @@ func TestALeaseThatHasLapsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lapsed atomic.Int64
 		s := &stalling{Store: memstore.New()}
-		d := New(s, router("r1"), slog.New(slog.DiscardHandler), func() {}, func() { lapsed.Add(1) })
+		d := New(s, router("r1"), slog.New(slog.DiscardHandler), func() {}, func(taken bool) {
+			if taken {
+				lapsed.Add(1)
+			}
+		})
 		d.Start()
 		defer stop(t, d)
 		for _, step := range []struct {

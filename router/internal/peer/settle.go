@@ -40,11 +40,12 @@ func (b *Buffer) takeSettled(key route.UserKey) []string {
 	return devices
 }
 
-// Lapsed says that the other routers have counted this one as dead for a while:
-// whoever had copies of what is kept here has taken it over, and may have delivered
-// it. What there was no copy of stays. For who looks at the routes it is as if this
-// router had just come: another one may still take itself for the home.
-func (b *Buffer) Lapsed() {
+// Lapsed says that the other routers may have counted this one as dead for a while:
+// for who looks at the routes it is as if this router had just come, because another
+// one may still take itself for the home, or know what devices did meanwhile. taken:
+// they have; whoever had copies of what is kept here has taken it over, and may have
+// delivered it. What there was no copy of stays.
+func (b *Buffer) Lapsed(taken bool) {
 	if b.opts.Members == nil {
 		return
 	}
@@ -57,6 +58,9 @@ func (b *Buffer) Lapsed() {
 	b.vmu.Unlock()
 	kick(b.keepKick)
 	kick(b.pushKick)
+	if !taken {
+		return
+	}
 	b.amu.Lock()
 	defer b.amu.Unlock()
 	b.opts.Local.DropCopied()
