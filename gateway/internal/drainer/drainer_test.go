@@ -34,6 +34,7 @@ type uplink struct {
 	deaf     bool // Release never answers
 	answer   []func([]byte)
 	moves    bool // Migrate makes tokens
+	fails    int  // ... but not the next times
 	asked    []int
 	deadline time.Duration // of the last Migrate
 }
@@ -66,7 +67,12 @@ func (u *uplink) Migrate(_ context.Context, sessions []*session.Session, deadlin
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.asked = append(u.asked, len(sessions))
-	if u.deadline = deadline; !u.moves {
+	u.deadline = deadline
+	if u.fails > 0 {
+		u.fails--
+		return nil, errors.New("the routers are being replaced")
+	}
+	if !u.moves {
 		return nil, errors.New("nobody makes tokens")
 	}
 	tokens := make([]string, len(sessions))

@@ -122,13 +122,32 @@ func TestWithoutTokensNobodyIsAsked(t *testing.T) {
 		}
 		start := time.Now()
 		sum := w.drain(10 * time.Second)
-		if want := (Summary{Sessions: n, Told: n, Echoed: n}); sum != want || time.Since(start) > time.Second {
+		if want := (Summary{Sessions: n, Told: n, Echoed: n}); sum != want || time.Since(start) > 3*time.Second {
 			t.Errorf("%+v, want %+v, after %v", sum, want, time.Since(start))
 		}
 		for _, c := range clients {
 			if code, _ := c.Closed(); code != 4200 || len(c.Frames()) != 1 {
 				t.Errorf("closed with %d, frames %v", code, c.Frames())
 			}
+		}
+	})
+}
+
+// Routers that are being replaced make no tokens for a moment.
+func TestClientsAreAskedAgain(t *testing.T) {
+	inTime(t, func(t *testing.T, w *world) {
+		w.up.moves, w.up.fails = true, maxAsks-1
+		s, c := w.connect(2)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if migrate(c) != nil {
+				s.Freeze(t.Context(), session.Takeover{Code: session.CodeReplaced, Reason: "replaced", Resume: true})
+			}
+		})
+		sum := w.drain(10 * time.Second)
+		wg.Wait()
+		if want := (Summary{Sessions: 1, Moved: 1}); sum != want {
+			t.Errorf("%+v, want %+v", sum, want)
 		}
 	})
 }

@@ -19,6 +19,10 @@ const (
 	idleStep = 500 * time.Millisecond
 	// lookEvery is how many steps apart the table of sessions is walked.
 	lookEvery = 10
+	// askPause is the wait before a client is asked that could not be, and maxAsks how
+	// often that is tried: routers that are being replaced make no tokens for a moment.
+	askPause = 500 * time.Millisecond
+	maxAsks  = 5
 )
 
 // run ends the sessions of a gateway, all of them and those that are opened
@@ -39,13 +43,14 @@ type run struct {
 	pace     float64 // guarded by mu, like what follows
 	paused   bool
 	clock    clock
-	asked    []asked            // in the order of their deadlines, about
-	unable   []*session.Session // that were to be asked
+	asked    []asked // in the order of their deadlines, about
+	unable   []asked // that could not be asked; until: when they may be again
 	progress *gatewayv1.DrainProgress
 
 	// Owned by loop.
 	pacers                     pacers
 	seen                       map[uint64]struct{}
+	tries                      map[uint64]int     // of those that could not be asked
 	live                       []*session.Session // of which not all is known yet
 	sums                       Summary            // of the others, and Forced of all
 	idle, movers, others, soon []*session.Session // to be: handed back, asked, told, told without pace
@@ -77,7 +82,7 @@ type Summary struct {
 func newRun(reg *registry.Registry, m *Mover, id string, last time.Duration) *run {
 	r := &run{
 		reg: reg, mover: m, id: id, clock: clock{last: last}, wake: make(chan struct{}, 1),
-		seen: map[uint64]struct{}{}, forced: map[uint64]struct{}{}, started: time.Now(), onDone: func(bool) {},
+		seen: map[uint64]struct{}{}, tries: map[uint64]int{}, forced: map[uint64]struct{}{}, started: time.Now(), onDone: func(bool) {},
 	}
 	r.discover(&r.clock)
 	r.publish()
@@ -248,8 +253,19 @@ func (r *run) discover(c *clock) {
 // has not moved by its deadline, and at the end what there was no time to ask.
 func (r *run) collect(c *clock) {
 	r.mu.Lock()
-	r.others = append(r.others, r.unable...)
-	r.unable = nil
+	r.unable = slices.DeleteFunc(r.unable, func(u asked) bool {
+		id := u.s.ID()
+		switch {
+		case u.s.Stage() == session.Ending || r.tries[id]+1 >= maxAsks || c.elapsed >= c.moveBy():
+			r.others = append(r.others, u.s)
+		case c.elapsed < u.until:
+			return false
+		default:
+			r.tries[id]++
+			r.movers = append(r.movers, u.s)
+		}
+		return true
+	})
 	n := 0
 	for n < len(r.asked) && (c.elapsed >= r.asked[n].until || c.elapsed >= c.moveBy()) {
 		if s := r.asked[n].s; s.Stage() != session.Ending {
@@ -283,7 +299,9 @@ func (r *run) ask(ctx context.Context, batch []*session.Session, within, spread 
 	for _, s := range yes {
 		r.asked = append(r.asked, asked{s, r.clock.elapsed + within})
 	}
-	r.unable = append(r.unable, no...)
+	for _, s := range no {
+		r.unable = append(r.unable, asked{s, r.clock.elapsed + askPause})
+	}
 }
 
 // cut ends what is left. A session that is being opened ends when that is over.
