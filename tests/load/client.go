@@ -49,6 +49,9 @@ type Client struct {
 // UserID is the user that the n-th client's token stands for.
 func UserID(n int) string { return "u" + strconv.Itoa(n) }
 
+// Token is the token of that user at the tenant that a cluster is started with.
+func Token(user string) string { return tokenPrefix + user }
+
 // GroupID names the group of the users from size×k up to size×(k+1).
 func GroupID(size, k int) string { return fmt.Sprintf("g-%d-%d", size, k) }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -27,6 +28,8 @@ type ClusterConfig struct {
 	Bare bool
 	// Dir gets the processes' logs; it must exist.
 	Dir string
+	// ControlPlanes is how many of them; they need Redis if there are several.
+	ControlPlanes int
 	// Env are further settings of the services, NAME=VALUE.
 	Env []string
 }
@@ -40,15 +43,32 @@ const (
 // Cluster is running processes. Stop ends them.
 type Cluster struct {
 	Target
-	dir   string
-	procs []*process
+	Planes []Plane
+	dir    string
+	procs  []*process
+}
+
+// Plane is a control plane.
+type Plane struct {
+	Name string
+	// URL is where operators ask; Internal, host:port, where /metrics is.
+	URL, Internal string
+}
+
+// program is what a process runs.
+type program struct {
+	name, path string
+	args, env  []string
+	// ready is host:port of /readyz; empty: there is none.
+	ready string
 }
 
 type process struct {
-	name  string
+	program
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when it has
 	err   error         // how; to be read when it has
+	told  bool          // to end
 }
 
 // StartCluster starts the processes and waits until all are ready. Their
@@ -75,7 +95,7 @@ func (c *Cluster) startBare(ctx context.Context, _ ClusterConfig) error {
 		return err
 	}
 	c.URLs = []string{"ws://" + at + "/ws"}
-	if err := c.start(Gateway, self, []string{"bare", "--listen", at}, nil); err != nil {
+	if err := c.start(program{name: Gateway, path: self, args: []string{"bare", "--listen", at}}); err != nil {
 		return err
 	}
 	return c.wait(ctx, "bare accepts connections", func() bool { return accepts(at) })
@@ -90,7 +110,7 @@ func (c *Cluster) startAll(ctx context.Context, cfg ClusterConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := c.start(Hooks, self, []string{"tenant", "--listen", hooks, "--secret", TenantSecret}, nil); err != nil {
+	if err := c.start(program{name: Hooks, path: self, args: []string{"tenant", "--listen", hooks, "--secret", TenantSecret}}); err != nil {
 		return err
 	}
 	store := "memory"
@@ -107,22 +127,73 @@ func (c *Cluster) startAll(ctx context.Context, cfg ClusterConfig) error {
 	if err != nil {
 		return err
 	}
-	var routers, ready []string
+	settings := []string{"REDIS__CONNECTION=" + store}
+	routers, err := c.startRouters(cfg, append(settings,
+		"TENANT_AUTH_MAP="+string(auth), "TENANT_HOOK_SECRETS="+string(secrets), "HOOK_MAX_CONCURRENCY=512", "HOOK_QUEUE_TIMEOUT_MS=150"))
+	if err != nil {
+		return err
+	}
+	planes, err := c.startPlanes(cfg, append(settings, "ROUTER_ENDPOINTS="+routers))
+	if err != nil {
+		return err
+	}
+	if err := c.startGateways(cfg, []string{
+		"ROUTER_ENDPOINTS=" + routers, "CONTROLPLANE_ENDPOINTS=" + planes,
+		"ACCEPT_RATE_PER_ADDRESS=0", "FLOOD_MESSAGES_PER_SECOND=0", "DRAIN_TIMEOUT_SECONDS=1",
+	}); err != nil {
+		return err
+	}
+	return c.wait(ctx, "all are ready", func() bool {
+		for _, p := range c.procs {
+			if p.ready != "" && !isReady(p.ready) {
+				return false
+			}
+		}
+		return accepts(hooks)
+	})
+}
+
+// startRouters returns their base URLs, as a list.
+func (c *Cluster) startRouters(cfg ClusterConfig, env []string) (string, error) {
+	var urls []string
 	for i := range cfg.Routers {
 		at, err := freeAddr()
 		if err != nil {
-			return err
+			return "", err
 		}
 		name := fmt.Sprintf("%s-%d", Router, i+1)
-		routers, ready = append(routers, "http://"+at), append(ready, at)
-		if err := c.start(name, filepath.Join(cfg.Bin, "mics-router"), nil, append([]string{
-			"NODE_ID=" + name, "INTERNAL_LISTEN=" + at, "REDIS__CONNECTION=" + store,
-			"TENANT_AUTH_MAP=" + string(auth), "TENANT_HOOK_SECRETS=" + string(secrets),
-			"HOOK_MAX_CONCURRENCY=512", "HOOK_QUEUE_TIMEOUT_MS=150",
-		}, cfg.Env...)); err != nil {
-			return err
+		urls = append(urls, "http://"+at)
+		if err := c.start(program{name: name, path: filepath.Join(cfg.Bin, "mics-router"), ready: at, env: slices.Concat(
+			[]string{"NODE_ID=" + name, "INTERNAL_LISTEN=" + at}, env, cfg.Env)}); err != nil {
+			return "", err
 		}
 	}
+	return strings.Join(urls, ","), nil
+}
+
+// startPlanes returns their base URLs for gateways, as a list.
+func (c *Cluster) startPlanes(cfg ClusterConfig, env []string) (string, error) {
+	var urls []string
+	for i := range cfg.ControlPlanes {
+		at, err := freeAddr()
+		if err != nil {
+			return "", err
+		}
+		internal, err := freeAddr()
+		if err != nil {
+			return "", err
+		}
+		p := Plane{Name: fmt.Sprintf("%s-%d", ControlPlane, i+1), URL: "http://" + at, Internal: internal}
+		c.Planes, urls = append(c.Planes, p), append(urls, "http://"+internal)
+		if err := c.start(program{name: p.Name, path: filepath.Join(cfg.Bin, "mics-controlplane"), ready: internal, env: slices.Concat(
+			[]string{"NODE_ID=" + p.Name, "LISTEN=" + at, "INTERNAL_LISTEN=" + internal}, env, cfg.Env)}); err != nil {
+			return "", err
+		}
+	}
+	return strings.Join(urls, ","), nil
+}
+
+func (c *Cluster) startGateways(cfg ClusterConfig, env []string) error {
 	for i := range cfg.Gateways {
 		at, err := freeAddr()
 		if err != nil {
@@ -132,23 +203,14 @@ func (c *Cluster) startAll(ctx context.Context, cfg ClusterConfig) error {
 		if err != nil {
 			return err
 		}
-		name := fmt.Sprintf("%s-%d", Gateway, i+1)
-		c.URLs, ready = append(c.URLs, "ws://"+at+"/ws"), append(ready, internal)
-		if err := c.start(name, filepath.Join(cfg.Bin, "mics-gateway"), nil, append([]string{
-			"NODE_ID=" + name, "LISTEN=" + at, "INTERNAL_LISTEN=" + internal, "ROUTER_ENDPOINTS=" + strings.Join(routers, ","),
-			"ACCEPT_RATE_PER_ADDRESS=0", "FLOOD_MESSAGES_PER_SECOND=0", "DRAIN_TIMEOUT_SECONDS=1",
-		}, cfg.Env...)); err != nil {
+		name, url := fmt.Sprintf("%s-%d", Gateway, i+1), "ws://"+at+"/ws"
+		c.URLs = append(c.URLs, url)
+		if err := c.start(program{name: name, path: filepath.Join(cfg.Bin, "mics-gateway"), ready: internal, env: slices.Concat(
+			[]string{"NODE_ID=" + name, "LISTEN=" + at, "INTERNAL_LISTEN=" + internal, "CLIENT_URL=" + url}, env, cfg.Env)}); err != nil {
 			return err
 		}
 	}
-	return c.wait(ctx, "all are ready", func() bool {
-		for _, at := range ready {
-			if !isReady(at) {
-				return false
-			}
-		}
-		return accepts(hooks)
-	})
+	return nil
 }
 
 func (c *Cluster) startRedis(ctx context.Context) (connection string, err error) {
@@ -164,36 +226,46 @@ func (c *Cluster) startRedis(ctx context.Context) (connection string, err error)
 	if err != nil {
 		return "", fmt.Errorf("%w (with --redis=false the router keeps the routes)", err)
 	}
-	err = c.start(Redis, bin, []string{"--bind", host, "--port", port, "--save", "", "--appendonly", "no", "--dir", c.dir}, nil)
+	err = c.start(program{name: Redis, path: bin, args: []string{"--bind", host, "--port", port, "--save", "", "--appendonly", "no", "--dir", c.dir}})
 	if err != nil {
 		return "", err
 	}
 	return "redis://" + at, c.wait(ctx, "Redis accepts connections", func() bool { return accepts(at) })
 }
 
-// start starts a process that logs to a file named after it.
-func (c *Cluster) start(name, path string, args, env []string) error {
-	log, err := os.Create(filepath.Join(c.dir, name+".log"))
+// start starts a process that logs to a file named after it, in the place of one
+// of that name that has ended.
+func (c *Cluster) start(what program) error {
+	log, err := os.OpenFile(filepath.Join(c.dir, what.name+".log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }() // the process has its own
-	cmd := exec.Command(path, args...)
+	cmd := exec.Command(what.path, what.args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(os.Environ(), what.env...)
 	// Ctrl-C is for this process, which then stops the others in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start %s: %w", name, err)
+		return fmt.Errorf("start %s: %w", what.name, err)
 	}
-	p := &process{name: name, cmd: cmd, ended: make(chan struct{})}
+	p := &process{program: what, cmd: cmd, ended: make(chan struct{})}
 	go func() {
 		defer close(p.ended)
 		p.err = cmd.Wait()
 	}()
+	proc := Proc{Name: what.name, PID: cmd.Process.Pid}
+	if i := c.index(what.name); i >= 0 {
+		c.procs[i], c.Procs[i] = p, proc
+		return nil
+	}
 	c.procs = append(c.procs, p)
-	c.Procs = append(c.Procs, Proc{Name: name, PID: cmd.Process.Pid})
+	c.Procs = append(c.Procs, proc)
 	return nil
+}
+
+func (c *Cluster) index(name string) int {
+	return slices.IndexFunc(c.procs, func(p *process) bool { return p.name == name })
 }
 
 // wait waits until cond holds or a process has ended.
@@ -212,9 +284,12 @@ func (c *Cluster) wait(ctx context.Context, what string, cond func() bool) error
 	return nil
 }
 
-// Dead is nil while all processes live.
+// Dead is nil while all processes live that were not told to end.
 func (c *Cluster) Dead() error {
 	for _, p := range c.procs {
+		if p.told {
+			continue
+		}
 		select {
 		case <-p.ended:
 			return fmt.Errorf("%s has ended (%w); its log is in %s", p.name, p.err, c.dir)

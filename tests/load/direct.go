@@ -77,13 +77,13 @@ func OpenLoop(ctx context.Context, t Target, p Params) ([]Metric, error) {
 	}
 	var n tally
 	var from, until atomic.Int64 // messages that are due in between are measured
-	end := &histogram{}
+	end := &Histogram{}
 	s, err := OpenSwarm(ctx, t, p, 0, p.Clients&^1, Events{
 		Delivery: func(_ *Client, d []byte) {
 			now := clk.now()
 			n.delivered.Add(1)
 			if due, err := stampOf(d); err == nil && due >= from.Load() && due < until.Load() {
-				end.add(time.Duration(now - due))
+				end.Add(time.Duration(now - due))
 			}
 		},
 		Ack: func(_ *Client, sent bool, reason string) { n.ack(sent, reason) },
@@ -98,14 +98,14 @@ func OpenLoop(ctx context.Context, t Target, p Params) ([]Metric, error) {
 	from.Store(start + int64(p.Warmup))
 	until.Store(start + int64(p.Warmup+p.Duration))
 	interval := time.Second / time.Duration(p.Rate)
-	late := &histogram{}
+	late := &Histogram{}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		i := 0
 		clk.pace(start, interval, int((p.Warmup+p.Duration)/interval), func(due int64) bool {
 			if due >= from.Load() {
-				late.add(time.Duration(clk.now() - due))
+				late.Add(time.Duration(clk.now() - due))
 			}
 			n.sent.Add(1)
 			_ = s.Clients[i%len(s.Clients)].Send(due)
@@ -124,11 +124,11 @@ func OpenLoop(ctx context.Context, t Target, p Params) ([]Metric, error) {
 	}
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 	out := []Metric{
-		{Name: "end to end p50", Unit: "ms", Value: ms(end.quantile(0.5)), Limit: 0.7},
-		{Name: "end to end p99", Unit: "ms", Value: ms(end.quantile(0.99)), Limit: 5},
-		{Name: "end to end max", Unit: "ms", Value: ms(end.largest())},
-		{Name: "· of it the generator's own lateness p50", Unit: "ms", Value: ms(late.quantile(0.5))},
-		{Name: "· of it the generator's own lateness p99", Unit: "ms", Value: ms(late.quantile(0.99))},
+		{Name: "end to end p50", Unit: "ms", Value: ms(end.Quantile(0.5)), Limit: 0.7},
+		{Name: "end to end p99", Unit: "ms", Value: ms(end.Quantile(0.99)), Limit: 5},
+		{Name: "end to end max", Unit: "ms", Value: ms(end.Largest())},
+		{Name: "· of it the generator's own lateness p50", Unit: "ms", Value: ms(late.Quantile(0.5))},
+		{Name: "· of it the generator's own lateness p99", Unit: "ms", Value: ms(late.Quantile(0.99))},
 	}
 	return append(append(out, u.costs(t.Procs, "message", units, 150)...), n.outcome(1)...), nil
 }

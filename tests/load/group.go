@@ -103,7 +103,7 @@ func BigGroup(ctx context.Context, t Target, p Params) ([]Metric, error) {
 	defer s.Close()
 	s.Clients[0].prepare("", GroupID(p.Clients, 0), s.prefix, p.Body)
 
-	last, ack := &histogram{}, &histogram{}
+	last, ack := &Histogram{}, &Histogram{}
 	if err := sleep(ctx, p.Warmup); err != nil {
 		return nil, err
 	}
@@ -132,8 +132,8 @@ func BigGroup(ctx context.Context, t Target, p Params) ([]Metric, error) {
 			return nil, fmt.Errorf("message %d: %d of %d deliveries in time, %d answers (%s)", r+1,
 				seen.Deliveries-want+int64(p.Clients), p.Clients, n.acked.Load()+n.failed.Load(), n.outcome(1)[0].Note)
 		}
-		last.add(time.Duration(seen.Last - start))
-		ack.add(time.Duration(acked.Load() - start))
+		last.Add(time.Duration(seen.Last - start))
+		ack.Add(time.Duration(acked.Load() - start))
 		n.delivered.Store(seen.Deliveries)
 		lost = seen.Lost
 		if err := sleep(ctx, roundPause); err != nil {
@@ -149,9 +149,9 @@ func BigGroup(ctx context.Context, t Target, p Params) ([]Metric, error) {
 	}
 	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 	out := []Metric{
-		{Name: "last delivery p50", Unit: "ms", Value: ms(last.quantile(0.5)), LimitBare: 0.65},
-		{Name: "last delivery max", Unit: "ms", Value: ms(last.largest())},
-		{Name: "ack p50", Unit: "ms", Value: ms(ack.quantile(0.5))},
+		{Name: "last delivery p50", Unit: "ms", Value: ms(last.Quantile(0.5)), LimitBare: 0.65},
+		{Name: "last delivery max", Unit: "ms", Value: ms(last.Largest())},
+		{Name: "ack p50", Unit: "ms", Value: ms(ack.Quantile(0.5))},
 	}
 	return append(append(out, u.costs(t.Procs, "delivery", n.delivered.Load(), 14)...), n.outcome(int64(p.Clients))...), nil
 }

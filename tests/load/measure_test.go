@@ -9,28 +9,28 @@ import (
 )
 
 func TestHistogramQuantiles(t *testing.T) {
-	var h histogram
-	if h.quantile(0.5) != 0 || h.largest() != 0 {
+	var h Histogram
+	if h.Quantile(0.5) != 0 || h.Largest() != 0 {
 		t.Error("an empty histogram knows something")
 	}
 	const n = 10_000
 	for i := 1; i <= n; i++ {
-		h.add(time.Duration(i) * time.Microsecond)
+		h.Add(time.Duration(i) * time.Microsecond)
 	}
 	for q, want := range map[float64]time.Duration{0: 1, 0.5: n / 2, 0.99: n * 99 / 100, 1: n} {
 		want *= time.Microsecond
-		got := h.quantile(q)
+		got := h.Quantile(q)
 		// The bucket's top: at most 1/64 and the next value more.
 		if got < want || got > want+want/64+2*time.Microsecond {
 			t.Errorf("quantile %v: %v, want about %v", q, got, want)
 		}
 	}
-	if h.largest() != n*time.Microsecond || h.quantile(1) > h.largest() {
-		t.Errorf("largest %v, quantile 1 %v", h.largest(), h.quantile(1))
+	if h.Largest() != n*time.Microsecond || h.Quantile(1) > h.Largest() {
+		t.Errorf("largest %v, quantile 1 %v", h.Largest(), h.Quantile(1))
 	}
-	h.add(-time.Second)
-	if h.count() != n+1 || h.quantile(0) != 0 {
-		t.Errorf("a negative duration: %d, %v", h.count(), h.quantile(0))
+	h.Add(-time.Second)
+	if h.Count() != n+1 || h.Quantile(0) != 0 {
+		t.Errorf("a negative duration: %d, %v", h.Count(), h.Quantile(0))
 	}
 }
 

@@ -33,7 +33,7 @@ type OutageResult struct {
 type period struct {
 	name        string
 	from, until atomic.Int64
-	took        histogram
+	took        Histogram
 	usage       usage
 	units       int64
 }
@@ -53,7 +53,7 @@ func (o Outage) Run(ctx context.Context, t Target, p Params) (OutageResult, erro
 	}
 	periods := []*period{newPeriod("before"), newPeriod("away"), newPeriod("after")}
 	var n tally
-	with := &histogram{} // before and after together
+	with := &Histogram{} // before and after together
 	s, err := OpenSwarm(ctx, t, p, 0, p.Clients&^1, Events{
 		Delivery: func(_ *Client, d []byte) {
 			now := clk.now()
@@ -66,9 +66,9 @@ func (o Outage) Run(ctx context.Context, t Target, p Params) (OutageResult, erro
 				if due < d.from.Load() || due >= d.until.Load() {
 					continue
 				}
-				d.took.add(time.Duration(now - due))
+				d.took.Add(time.Duration(now - due))
 				if i != 1 {
-					with.add(time.Duration(now - due))
+					with.Add(time.Duration(now - due))
 				}
 			}
 		},
@@ -149,12 +149,12 @@ func (m *meter) end(failed error) (usage, error) {
 	return u, err
 }
 
-func (o Outage) metrics(t Target, periods []*period, with *histogram) []Metric {
+func (o Outage) metrics(t Target, periods []*period, with *Histogram) []Metric {
 	const p50, p99 = 0.5, 0.99
 	var out []Metric
 	for _, p := range periods {
 		for _, q := range []float64{p50, p99} {
-			out = append(out, Metric{Name: fmt.Sprintf("%s: end to end p%.0f", p.name, q*100), Unit: "ms", Value: float64(p.took.quantile(q)) / float64(time.Millisecond)})
+			out = append(out, Metric{Name: fmt.Sprintf("%s: end to end p%.0f", p.name, q*100), Unit: "ms", Value: float64(p.took.Quantile(q)) / float64(time.Millisecond)})
 		}
 		for _, m := range p.usage.costs(t.Procs, "message", p.units, 0) {
 			if m.Name == "· "+Router || m.Name == "processors busy with other things" || m.Name == "rate" {
@@ -163,8 +163,8 @@ func (o Outage) metrics(t Target, periods []*period, with *histogram) []Metric {
 			}
 		}
 	}
-	ratio := func(q float64, to *histogram) float64 {
-		return float64(periods[1].took.quantile(q)) / max(1, float64(to.quantile(q)))
+	ratio := func(q float64, to *Histogram) float64 {
+		return float64(periods[1].took.Quantile(q)) / max(1, float64(to.Quantile(q)))
 	}
 	cpu := func(of ...*period) float64 {
 		used, units := time.Duration(0), int64(0)

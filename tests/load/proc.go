@@ -16,6 +16,8 @@ const (
 	Gateway = "gateway"
 	Router  = "router"
 	Redis   = "redis"
+	// ControlPlane is in no sum of CPU: it is in no message's way.
+	ControlPlane = "controlplane"
 	// Hooks is the tenant's own server: its CPU is told apart and is in no sum.
 	Hooks = "tenant"
 )

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/mics-im/mics/tests/load"
+	"github.com/mics-im/mics/tests/load/drain"
 	"github.com/spf13/pflag"
 )
 
@@ -34,6 +35,10 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		return help(out)
 	case "agent":
 		return load.RunAgent(ctx, in, out)
+	case "drain":
+		return drains(ctx, args, out, errOut)
+	case "drain-agent":
+		return drain.RunAgent(ctx, in, out)
 	case "bare":
 		return serve(ctx, args, false)
 	case "tenant":
@@ -59,6 +64,7 @@ func help(out io.Writer) error {
 		fmt.Fprintf(&b, "  %-11s %s\n", s.Name, s.Short)
 	}
 	b.WriteString("  all         one after the other\n\nOther commands:\n" +
+		"  drain       drain and restart gateways under traffic: mics-load drain --help\n" +
 		"  up          start a cluster and leave it running until Ctrl-C\n" +
 		"  tenant      serve the hooks of the load tests' tenant, for a cluster elsewhere\n" +
 		"  bare        serve the yardstick\n\n" +
@@ -66,7 +72,7 @@ func help(out io.Writer) error {
 		"  mics-load saturation --bin bin --runs 5 --bare\n" +
 		"  mics-load fanout --sizes 100 --profile /tmp/prof\n" +
 		"  mics-load connect --url ws://127.0.0.1:8080/ws --pids gateway-1=4711,router-1=4712,redis=4713\n\n" +
-		"Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a target was missed (--check).\n\nFlags of scenarios:\n")
+		"Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a target was missed (--check; drain: always).\n\nFlags of scenarios:\n")
 	var o options
 	b.WriteString(o.flags("help", load.Scenarios()[0]).FlagUsages())
 	_, err := io.WriteString(out, b.String())
