@@ -37,7 +37,7 @@ type ClusterConfig struct {
 const (
 	readyTimeout = 30 * time.Second
 	// stopTimeout is for an orderly end, after which a process is killed.
-	stopTimeout = 5 * time.Second
+	stopTimeout = 15 * time.Second
 )
 
 // Cluster is running processes. Stop ends them.

@@ -1,6 +1,7 @@
 package load
 
 import (
+	"encoding/json"
 	"os"
 	"strings"
 	"testing"
@@ -31,6 +32,27 @@ func TestHistogramQuantiles(t *testing.T) {
 	h.Add(-time.Second)
 	if h.Count() != n+1 || h.Quantile(0) != 0 {
 		t.Errorf("a negative duration: %d, %v", h.Count(), h.Quantile(0))
+	}
+}
+
+func TestHistogramsAddUpAcrossProcesses(t *testing.T) {
+	var a, b, sum Histogram
+	a.Add(time.Millisecond)
+	b.Add(time.Second)
+	b.Add(time.Second)
+	text, err := json.Marshal(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &sum); err != nil {
+		t.Fatal(err)
+	}
+	sum.Merge(&a)
+	if sum.Count() != 3 || sum.Largest() != time.Second || sum.Quantile(0.9) != time.Second || sum.Quantile(0) > 2*time.Millisecond {
+		t.Errorf("%d, up to %v", sum.Count(), sum.Largest())
+	}
+	if err := json.Unmarshal([]byte(`{"counts":{"999999":1}}`), &sum); err == nil {
+		t.Error("a bucket that there is not is taken")
 	}
 }
 

@@ -231,6 +231,8 @@ func (r *run) discover(c *clock) {
 		}
 		stage := s.Stage()
 		switch {
+		case stage == session.Ending && s.Outcome().Moved:
+			return true // before we came; its socket is only kept for a moment
 		case stage == session.Suspended:
 			r.idle = append(r.idle, s)
 			r.suspended++

@@ -33,7 +33,7 @@ func (s *Session) Close(code int, reason string) {
 func (s *Session) Kick(reason string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.phase != live && s.phase != suspended {
+	if s.phase != live && s.phase != suspended || s.frozen {
 		return false
 	}
 	s.pending = false

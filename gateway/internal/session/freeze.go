@@ -57,17 +57,23 @@ func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 	}
 	s.frozen, s.freezing, s.shut = true, true, true
 	s.wait(ctx, openingTimeout, func() bool { return s.phase != opening })
-	if s.phase == opening {
+	switch resumes := t.Resume && s.v2(); {
+	case s.phase == opening:
 		// Its backlog goes back by Final when it comes.
 		s.close(t.Code, t.Reason, true)
-	} else {
+	case resumes && s.phase == live && !s.pending:
+		s.hold(t.Code, t.Reason)
+	default:
 		s.stop(t.Code, t.Reason)
-		if !t.Resume || !s.v2() {
+		if !resumes {
 			s.wait(ctx, freezeTimeout, func() bool { return s.phase == ended || s.idled || !s.win.underWay(s.sent) })
 		}
 	}
 	s.freezing = false
 	if s.refused || ctx.Err() != nil {
+		if s.phase == live { // held
+			s.stop(t.Code, t.Reason)
+		}
 		ended := s.phase == ended
 		s.mu.Unlock()
 		if ended {
@@ -122,6 +128,24 @@ func (s *Session) hand(t Takeover) (h Handed) {
 		}
 	}
 	return h
+}
+
+// hold keeps the socket for a moment, so that the client has its ConnectAck on the
+// next one before this one is closed. Nothing is delivered here any more, but its
+// messages are still taken and answered. The session is locked.
+func (s *Session) hold(code int, reason string) {
+	kept := s.queue[:0]
+	for _, i := range s.queue {
+		if i.d == nil {
+			kept = append(kept, i)
+		} else {
+			s.queuedBytes -= i.size()
+		}
+	}
+	clear(s.queue[len(kept):])
+	s.queue = kept
+	s.pend(code, reason, holdTimeout)
+	s.notify()
 }
 
 // stop closes the session right after the frame that is being written, also when

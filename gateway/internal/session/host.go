@@ -32,6 +32,9 @@ const (
 	// to be acknowledged: otherwise the device would get it a second time. A
 	// takeover of a dead socket waits in vain.
 	freezeTimeout = 250 * time.Millisecond
+	// holdTimeout is how long the socket of a session that has been resumed elsewhere
+	// is kept: for the ConnectAck there to reach the client first.
+	holdTimeout = time.Second
 	// openingTimeout is how long a Handover waits for an OpenSession under way.
 	openingTimeout = 500 * time.Millisecond
 )

@@ -264,7 +264,7 @@ func (s *Session) answered(ack []byte) {
 		s.notify()
 	}
 	s.push(b)
-	if s.pending && s.unanswered == 0 {
+	if s.pending && !s.frozen && s.unanswered == 0 {
 		s.close(s.code, s.reason, false)
 	}
 }

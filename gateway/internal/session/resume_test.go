@@ -48,6 +48,9 @@ func TestALiveSessionMoves(t *testing.T) {
 		want(t, "an ack from the future", len(c.Errors()), 1)
 		wantSeqs(t, "shown", shownSeqs(c), 2, 3)
 		code, _ := oc.Closed()
+		want(t, "the first is kept", code, 0)
+		w.pass(holdTimeout)
+		code, _ = oc.Closed()
 		want(t, "the first is closed with", code, CodeReplaced)
 		w.pass(closeTimeout)
 		want(t, "moved", old.Outcome().Moved, true)
@@ -60,6 +63,57 @@ func TestALiveSessionMoves(t *testing.T) {
 		wantIDs(t, "handed over", idsOf(t, again.Undelivered), "5")
 		want(t, "asked when it has moved", s.Migrate(&messagev1.Migrate{}), false)
 	})
+}
+
+// The client has its ConnectAck on the next socket before this one is closed.
+func TestTheOldSocketIsKeptForAMoment(t *testing.T) {
+	for name, ends := range map[string]struct {
+		with func(*Session, *wstest.Client)
+		code int // 0: at once
+	}{
+		"its time passes":    {func(*Session, *wstest.Client) {}, CodeReplaced},
+		"it is lost":         {func(_ *Session, c *wstest.Client) { _ = c.Conn.Close() }, 0},
+		"the client closes":  {func(_ *Session, c *wstest.Client) { c.Close(1000, "") }, 0},
+		"a drain is late":    {func(s *Session, _ *wstest.Client) { s.CloseAnswered(CodeDraining, "server draining", time.Second) }, CodeReplaced},
+		"an operator's kick": {func(s *Session, _ *wstest.Client) { s.Kick("kicked") }, CodeReplaced},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, func(t *testing.T) {
+				w := newWorld(t, waits)
+				w.up.silent = true
+				a := w.router("a")
+				s, c := w.connect(2)
+				w.open(s)
+				s.Deliver(a.delivery("1"))
+				synctest.Wait()
+				got := <-freezeFor(t.Context(), s, resume(0))
+				wantIDs(t, "handed over", idsOf(t, got.Undelivered), "1")
+				want(t, "a delivery", s.Deliver(a.delivery("2")), gatewayv1.Refusal_REASON_MOVED)
+				want(t, "stage", s.Stage(), Ending)
+				_, holds := s.Info()
+				want(t, "holds its route", holds, false)
+
+				// What the client sends meanwhile is taken, and answered.
+				c.Message(&messagev1.MessageRequest{MsgId: "m", ToUserId: "bob"})
+				synctest.Wait()
+				w.up.list()[0].done(ackOf("m"))
+				synctest.Wait()
+				want(t, "acks", len(c.Acks()), 1)
+				code, _ := c.Closed()
+				want(t, "closed with", code, 0)
+
+				ends.with(s, c)
+				w.pass(holdTimeout + 100*time.Millisecond)
+				if code, _ = c.Closed(); ends.code != 0 {
+					want(t, "closed with", code, ends.code)
+				}
+				w.pass(closeTimeout)
+				want(t, "finals", len(w.up.ended()), 0)
+				want(t, "moved", s.Outcome().Moved, true)
+				want(t, "gone", w.owner.isGone(s), true)
+			})
+		})
+	}
 }
 
 func TestSeqsOfWhatWasCutFromTheQueueStay(t *testing.T) {

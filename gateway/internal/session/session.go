@@ -196,12 +196,12 @@ const (
 func (s *Session) Stage() Stage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch s.phase {
-	case opening:
+	switch {
+	case s.phase == opening:
 		return Opening
-	case live:
+	case s.phase == live && !s.frozen:
 		return Open
-	case suspended:
+	case s.phase == suspended:
 		return Suspended
 	}
 	return Ending

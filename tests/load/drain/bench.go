@@ -115,7 +115,9 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	if dead := b.cluster.Dead(); dead != nil {
 		err = errors.Join(dead, err)
 	}
-	err = errors.Join(err, b.cluster.Stop())
+	if stop := b.cluster.Stop(); stop != nil { // what was measured is measured
+		b.say(stop.Error())
+	}
 	b.report.Load = append(b.report.Load, loadAverage())
 	if err != nil || b.report.Missed() {
 		b.say("the processes' logs are in " + dir)
@@ -155,9 +157,7 @@ func (b *bench) run(ctx context.Context) error {
 	if err := sleep(ctx, time.Second); err != nil { // to get going
 		return err
 	}
-	if err := script(ctx); err != nil {
-		return err
-	}
+	broken := script(ctx)
 	b.endPhase()
 	if err := b.clients.tell(ask{Do: finish}); err != nil {
 		return err
@@ -171,7 +171,7 @@ func (b *bench) run(ctx context.Context) error {
 	}
 	b.report.take(seen)
 	b.report.judge(cfg, seen)
-	return nil
+	return broken // what was seen until then is in the report
 }
 
 // phase begins one.

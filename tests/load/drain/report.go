@@ -21,9 +21,11 @@ type Report struct {
 	// Rate is messages per second.
 	Rate int `json:"rate"`
 	// Load is the machine's load average before, and after.
-	Load     []string  `json:"load"`
-	Phases   []Phase   `json:"phases"`
+	Load   []string `json:"load"`
+	Phases []Phase  `json:"phases"`
+	// Gaps and Holes are those of all phases.
 	Gaps     Spread    `json:"gaps"`
+	Holes    Spread    `json:"holes"`
 	Audit    Audit     `json:"audit"`
 	Receipts []Receipt `json:"receipts,omitempty"`
 	// Disconnects by close code, over all phases.
@@ -117,7 +119,7 @@ func receiptOf(phase string, op *controlv1.DrainOperation) Receipt {
 
 // take fills in what clients saw.
 func (r *Report) take(o outcome) {
-	gaps := &load.Histogram{}
+	gaps, holes := &load.Histogram{}, &load.Histogram{}
 	for i := range r.Phases {
 		p := &r.Phases[i]
 		s := o.Seen[p.Name]
@@ -133,9 +135,10 @@ func (r *Report) take(o outcome) {
 			p.Returns[second] += n
 		}
 		gaps.Merge(&s.Gap)
+		holes.Merge(&s.Hole)
 		r.Disconnects = sum(r.Disconnects, s.Disconnects)
 	}
-	r.Gaps, r.Audit, r.Oddities = spread(gaps), o.Audit, o.Oddities
+	r.Gaps, r.Holes, r.Audit, r.Oddities = spread(gaps), spread(holes), o.Audit, o.Oddities
 	r.Responsive, r.Told, r.ToldAfter = o.Responsive, o.Told, o.ToldAfter.Seconds()
 }
 
@@ -179,6 +182,9 @@ func (r *Report) judge(cfg Config, o outcome) {
 	if r.Part == PartV2 {
 		if limit := float64(cfg.GapLimit) / float64(time.Millisecond); r.Gaps.P99 >= limit {
 			r.Slow = append(r.Slow, fmt.Sprintf("gap p99 %.1f ms, limit %.0f ms", r.Gaps.P99, limit))
+		}
+		if r.Holes.N > 0 {
+			r.Slow = append(r.Slow, fmt.Sprintf("%d connections ended before the next one had its ConnectAck, by %.0f ms at most", r.Holes.N, r.Holes.Max))
 		}
 		if r.Gaps.N == 0 {
 			r.Wrong = append(r.Wrong, "nobody moved")

@@ -18,6 +18,7 @@ func TestWrongUsageIsToldApart(t *testing.T) {
 		{"idle", "--url", "ws://127.0.0.1:1/ws"}, {"idle", "--pids", "gateway-1=1"},
 		{"idle", "--url", "http://127.0.0.1:1/ws", "--pids", "gateway-1=1"},
 		{"idle", "--url", "ws://127.0.0.1:1/ws", "--pids", "mystery=1"}, {"bare", "--nonsense"},
+		{"drain", "--parts", "v3"}, {"drain", "--sessions", "7"}, {"drain", "more"}, {"drain", "-o", "xml"}, {"drain", "--rate", "0"},
 	} {
 		var out bytes.Buffer
 		err := run(t.Context(), args, strings.NewReader(""), &out, &out)
@@ -33,7 +34,7 @@ func TestHelpNamesEveryScenario(t *testing.T) {
 	if err := run(t.Context(), []string{"help"}, strings.NewReader(""), &out, &out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"idle", "connect", "saturation", "latency", "fanout", "biggroup", "--profile", "Exit codes"} {
+	for _, want := range []string{"idle", "connect", "saturation", "latency", "fanout", "biggroup", "drain", "--profile", "Exit codes"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%s is missing", want)
 		}

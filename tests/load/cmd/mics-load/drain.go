@@ -35,13 +35,13 @@ func drains(ctx context.Context, args []string, out, errOut io.Writer) error {
 	fs.IntVar(&cfg.Body, "body", 128, "bytes of a message's body")
 	fs.IntVar(&cfg.Agents, "agents", 4, "processes that hold the clients")
 	fs.IntVar(&cfg.Parallel, "parallel", 64, "connects at once")
-	fs.DurationVar(&cfg.Timeout, "drain-timeout", time.Minute, "of drains and of SIGTERM")
+	fs.DurationVar(&cfg.Timeout, "drain-timeout", 3*time.Minute, "of drains and of SIGTERM")
 	fs.DurationVar(&cfg.Steady, "steady", 10*time.Second, "measured at rest, before and afterwards")
 	fs.DurationVar(&cfg.Over, "over", 20*time.Second, "about how long drains take that are cancelled or lose their leader")
 	fs.DurationVar(&cfg.RoundTrip, "round-trip", 100*time.Millisecond, "emulated in far")
 	fs.DurationVar(&cfg.GapLimit, "gap-limit", 50*time.Millisecond, "what the gap's p99 must stay below")
 	output := fs.StringP("output", "o", "table", "table or json")
-	timeout := fs.Duration("timeout", 15*time.Minute, "bound of one part")
+	timeout := fs.Duration("timeout", 30*time.Minute, "bound of one part")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
 			return err
@@ -73,14 +73,14 @@ func runDrains(ctx context.Context, runs []drain.Config, timeout time.Duration, 
 		one, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not done after %v", timeout))
 		r, err := drain.Run(one, c)
 		cancel()
-		if err != nil {
-			return fmt.Errorf("drain, %s: %w", c.Part, err)
-		}
 		missed = missed || r.Missed()
-		if all = append(all, r); !asJSON {
+		if all = append(all, r); !asJSON && len(r.Phases) > 0 {
 			if err := drain.WriteText(out, r); err != nil {
 				return err
 			}
+		}
+		if err != nil {
+			return fmt.Errorf("drain, %s: %w", c.Part, err)
 		}
 	}
 	if asJSON {
