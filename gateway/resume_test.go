@@ -47,7 +47,7 @@ func (r *rig) home(router *routertest.Router, old *Gateway) {
 				return nil, err
 			}
 			res.Backlog, res.RecentKeys = h.Msg.GetUndelivered(), h.Msg.GetRecentKeys()
-			res.Resumed, res.NextSeq = h.Msg.GetNextSeq() > 0, h.Msg.GetNextSeq()
+			res.Resumed, res.NextSeq, res.AcknowledgedSeq = h.Msg.GetNextSeq() > 0, h.Msg.GetNextSeq(), h.Msg.GetAcknowledgedSeq()
 			res.Origin, res.Migrating, res.FrozenMs = old.ref, strings.HasPrefix(req.GetResumeToken(), "move"), 3
 			for i, u := range res.Backlog {
 				u.Id = 1<<63 + uint64(i) + 1
@@ -113,7 +113,10 @@ func TestMakeBeforeBreak(t *testing.T) {
 		t.Fatalf("Migrate %v", m)
 	}
 	d.message(4, 1, "m4") // the first connection goes on
+	d.message(5, 1, "m5")
 	first.delivery(4, "m4")
+	first.delivery(5, "m5")
+	first.ack(4)
 	first.message("from the client")
 	if a := first.next().GetAck(); a.GetMsgId() != "from the client" {
 		t.Fatalf("ack %v", a)
@@ -125,10 +128,10 @@ func TestMakeBeforeBreak(t *testing.T) {
 	if !ack.GetResumed() || ack.GetNodeId() != "g2" || ack.GetResumeToken() != "resume-1" {
 		t.Fatalf("ConnectAck %v", ack)
 	}
-	next.deliver(routers[0]).message(5, 1, "m5")
-	second.delivery(4, "m4")
-	second.delivery(5, "m5")
-	second.ack(5)
+	next.deliver(routers[0]).message(6, 1, "m6")
+	second.delivery(5, "m5") // 4 was acknowledged after it had asked, and is not lost
+	second.delivery(6, "m6")
+	second.ack(6)
 	first.closed(4201, "replaced")
 	if err := <-stopped; err != nil {
 		t.Errorf("Stop: %v", err)

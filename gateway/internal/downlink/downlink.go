@@ -119,7 +119,7 @@ func (s *Service) Handover(ctx context.Context, req *connect.Request[gatewayv1.H
 	default:
 		var h session.Handed
 		h, res.Found = sess.Freeze(ctx, session.Takeover{Code: code, Reason: reason, Resume: m.GetResume(), LastSeq: m.GetLastSeq()})
-		res.Undelivered, res.NextSeq = h.Undelivered, h.NextSeq
+		res.Undelivered, res.NextSeq, res.AcknowledgedSeq = h.Undelivered, h.NextSeq, h.AckedSeq
 		res.RecentKeys, res.RecentAges, res.Whole = h.Keys, h.Ages, h.Whole
 	}
 	return connect.NewResponse(res), nil

@@ -27,6 +27,8 @@ type Handed struct {
 	Keys, Ages []byte
 	// NextSeq is the seq after the last one given; 0: the session cannot go on.
 	NextSeq uint64
+	// AckedSeq is the highest seq that the device has acknowledged here, if it can.
+	AckedSeq uint64
 	// Whole: a Final of the session, if there is one, brings nothing else. Not so
 	// when the backlog has not come yet.
 	Whole bool
@@ -100,7 +102,7 @@ func (s *Session) hand(t Takeover) (h Handed) {
 	entries := s.win.entries
 	seen := 0
 	if t.Resume && s.v2() && s.phase != opening && !s.ahead(t.LastSeq) {
-		h.NextSeq = uint64(s.tail) + 1
+		h.NextSeq, h.AckedSeq = uint64(s.tail)+1, s.ackedSeq
 		for seen < len(entries) && entries[seen].end <= int64(t.LastSeq) {
 			seen++
 		}

@@ -151,6 +151,7 @@ func (s *Session) ack(seq uint64) {
 	s.mu.Lock()
 	known := s.v2() && !s.ahead(seq)
 	if known {
+		s.ackedSeq = max(s.ackedSeq, seq)
 		s.confirm(int64(seq))
 	}
 	s.mu.Unlock()

@@ -65,6 +65,26 @@ func TestALiveSessionMoves(t *testing.T) {
 	})
 }
 
+// It goes on reading the old socket when it has asked for the next one.
+func TestWhatIsAcknowledgedAfterTheClientHasAsked(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t, waits)
+		a := w.router("a")
+		s, c := w.connect(2)
+		w.open(s)
+		for _, id := range []string{"1", "2", "3"} {
+			s.Deliver(a.delivery(id))
+		}
+		synctest.Wait()
+		c.Ack(2)
+		synctest.Wait()
+		got := <-freezeFor(t.Context(), s, resume(1))
+		wantSeqs(t, "handed over", seqsOf(got.Undelivered), 3, 1)
+		want(t, "acknowledged", got.AckedSeq, 2)
+		want(t, "next", got.NextSeq, 4)
+	})
+}
+
 // The client has its ConnectAck on the next socket before this one is closed.
 func TestTheOldSocketIsKeptForAMoment(t *testing.T) {
 	for name, ends := range map[string]struct {

@@ -109,6 +109,7 @@ type Session struct {
 	tail        int64  // position of the queue's end
 	sent        int64  // position up to which writing has begun
 	written     int64  // position up to which it has ended
+	ackedSeq    uint64 // V2: the highest seq that the client has acknowledged here
 	base        int64  // V2: seq up to which the session that it goes on with may have sent
 	marks       []mark // TLS: positions in its stream
 	win         window

@@ -282,10 +282,12 @@ func (h *Handler) acked(req request, res *routerv1.OpenSessionResponse) func() {
 		seqs[i] = u.GetSeq()
 	}
 	a := arrival.Arrival{Origin: res.GetOrigin(), Migrated: res.GetMigrating()}
-	a.Lost, a.Repeated = arrival.Audit(req.lastSeq, res.GetNextSeq(), seqs)
+	// What came over the old socket after the client had asked is no loss.
+	seen := max(req.lastSeq, res.GetAcknowledgedSeq())
+	a.Lost, a.Repeated = arrival.Audit(seen, res.GetNextSeq(), seqs)
 	if a.Lost > 0 || a.Repeated > 0 {
 		h.log.Error("sequence_broken", telemetry.TenantID, req.tenant, "UserId", res.GetUserId(), "DeviceId", res.GetDeviceId(),
-			"from", a.Origin.GetNodeId(), "lost", a.Lost, "repeated", a.Repeated, "last_seq", req.lastSeq, "next_seq", res.GetNextSeq())
+			"from", a.Origin.GetNodeId(), "lost", a.Lost, "repeated", a.Repeated, "last_seq", req.lastSeq, "acknowledged_seq", res.GetAcknowledgedSeq(), "next_seq", res.GetNextSeq())
 	}
 	frozen := time.Duration(res.GetFrozenMs() * float64(time.Millisecond))
 	answered := time.Now()

@@ -237,7 +237,7 @@ func (a *Admitter) OpenSession(ctx context.Context, req *routerv1.OpenSessionReq
 		UserId: o.key.User, DeviceId: o.key.Device, Epoch: got.Epoch, Backlog: got.Backlog,
 		HeartbeatTimeoutSeconds: uint32(t.HeartbeatTimeout() / time.Second),
 		RouterId:                got.RouterId, RouterIncarnation: got.RouterIncarnation, RecentKeys: got.RecentKeys, RecentAges: got.RecentAges,
-		ResumeToken: got.ResumeToken, Resumed: got.Resumed, NextSeq: got.NextSeq,
+		ResumeToken: got.ResumeToken, Resumed: got.Resumed, NextSeq: got.NextSeq, AcknowledgedSeq: got.AcknowledgedSeq,
 		Origin: got.Origin, Migrating: got.Migrating, FrozenMs: got.FrozenMs,
 	}
 	if sc := trace.SpanContextFromContext(ctx); sc.HasTraceID() {

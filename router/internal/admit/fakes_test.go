@@ -329,7 +329,7 @@ func (w gatewayWire) Handover(ctx context.Context, req *connect.Request[gatewayv
 	delete(w.c.last, loc)
 	res := &gatewayv1.HandoverResponse{Found: found, Whole: found && !w.c.partial, Undelivered: window, RecentKeys: []byte("0123456789abcdef")}
 	if req.Msg.Resume && v2 {
-		res.Undelivered, res.NextSeq = nil, last+1
+		res.Undelivered, res.NextSeq, res.AcknowledgedSeq = nil, last+1, last-uint64(len(window))
 		for i, u := range window {
 			if u.Seq = last - uint64(len(window)-1-i); u.Seq > req.Msg.LastSeq {
 				res.Undelivered = append(res.Undelivered, u)

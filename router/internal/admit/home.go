@@ -261,7 +261,7 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 	}
 	res.RecentKeys, res.RecentAges = got.RecentKeys, got.RecentAges
 	if o.resume.claims != nil && got.Found && got.NextSeq > 0 {
-		res.Resumed, res.NextSeq = true, got.NextSeq
+		res.Resumed, res.NextSeq, res.AcknowledgedSeq = true, got.NextSeq, got.AcknowledgedSeq
 		for _, u := range got.Undelivered {
 			seqs = append(seqs, u.Seq)
 		}

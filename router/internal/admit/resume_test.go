@@ -86,7 +86,7 @@ func TestASessionGoesOn(t *testing.T) {
 				home.keepsAt(true, "f")
 				res := n.resumes(2, 6, first.ResumeToken, 7)
 				same(t, "backlog", texts(res.Backlog), "8", "9", "f", "r", "b")
-				if !res.Resumed || res.NextSeq != 10 || res.Epoch != 2 || res.ResumeToken == "" || res.ResumeToken == first.ResumeToken {
+				if !res.Resumed || res.NextSeq != 10 || res.AcknowledgedSeq != 6 || res.Epoch != 2 || res.ResumeToken == "" || res.ResumeToken == first.ResumeToken {
 					t.Errorf("%v", res)
 				}
 				if res.Origin.GetNodeId() != g(1).ID || res.Origin.GetIncarnation() != g(1).Incarnation || res.Migrating || res.FrozenMs != 0 {

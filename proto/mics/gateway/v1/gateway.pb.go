@@ -755,9 +755,12 @@ type HandoverResponse struct {
 	RecentAges []byte `protobuf:"bytes,6,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
 	// Undelivered is all that the session has, and all that a FINAL of it can bring:
 	// not so when it was still being opened, and its backlog was on its way there.
-	Whole         bool `protobuf:"varint,7,opt,name=whole,proto3" json:"whole,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Whole bool `protobuf:"varint,7,opt,name=whole,proto3" json:"whole,omitempty"`
+	// After a resume: the highest seq that the device has acknowledged, which may be
+	// above last_seq: it went on reading when it had asked.
+	AcknowledgedSeq uint64 `protobuf:"varint,8,opt,name=acknowledged_seq,json=acknowledgedSeq,proto3" json:"acknowledged_seq,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *HandoverResponse) Reset() {
@@ -837,6 +840,13 @@ func (x *HandoverResponse) GetWhole() bool {
 		return x.Whole
 	}
 	return false
+}
+
+func (x *HandoverResponse) GetAcknowledgedSeq() uint64 {
+	if x != nil {
+		return x.AcknowledgedSeq
+	}
+	return 0
 }
 
 // Undelivered is a message that a session had accepted and its device has not
@@ -2722,7 +2732,7 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\fclose_reason\x18\x04 \x01(\tR\vcloseReason\x12\x16\n" +
 	"\x06resume\x18\x05 \x01(\bR\x06resume\x12\x19\n" +
 	"\blast_seq\x18\x06 \x01(\x04R\alastSeq\x12\x14\n" +
-	"\x05check\x18\a \x01(\bR\x05check\"\xf1\x01\n" +
+	"\x05check\x18\a \x01(\bR\x05check\"\x9c\x02\n" +
 	"\x10HandoverResponse\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12>\n" +
 	"\vundelivered\x18\x02 \x03(\v2\x1c.mics.gateway.v1.UndeliveredR\vundelivered\x12\x1f\n" +
@@ -2732,7 +2742,8 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x05ahead\x18\x05 \x01(\bR\x05ahead\x12\x1f\n" +
 	"\vrecent_ages\x18\x06 \x01(\fR\n" +
 	"recentAges\x12\x14\n" +
-	"\x05whole\x18\a \x01(\bR\x05whole\"}\n" +
+	"\x05whole\x18\a \x01(\bR\x05whole\x12)\n" +
+	"\x10acknowledged_seq\x18\b \x01(\x04R\x0facknowledgedSeq\"}\n" +
 	"\vUndelivered\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\fR\amessage\x12 \n" +
 	"\vunmoderated\x18\x02 \x01(\bR\vunmoderated\x12\x10\n" +

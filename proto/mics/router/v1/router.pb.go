@@ -453,9 +453,11 @@ type OpenSessionResponse struct {
 	Migrating bool           `protobuf:"varint,16,opt,name=migrating,proto3" json:"migrating,omitempty"`
 	// From when the home sent the Handover to when it answered: nothing could be
 	// delivered then.
-	FrozenMs      float64 `protobuf:"fixed64,17,opt,name=frozen_ms,json=frozenMs,proto3" json:"frozen_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	FrozenMs float64 `protobuf:"fixed64,17,opt,name=frozen_ms,json=frozenMs,proto3" json:"frozen_ms,omitempty"`
+	// HandoverResponse.acknowledged_seq.
+	AcknowledgedSeq uint64 `protobuf:"varint,18,opt,name=acknowledged_seq,json=acknowledgedSeq,proto3" json:"acknowledged_seq,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *OpenSessionResponse) Reset() {
@@ -603,6 +605,13 @@ func (x *OpenSessionResponse) GetMigrating() bool {
 func (x *OpenSessionResponse) GetFrozenMs() float64 {
 	if x != nil {
 		return x.FrozenMs
+	}
+	return 0
+}
+
+func (x *OpenSessionResponse) GetAcknowledgedSeq() uint64 {
+	if x != nil {
+		return x.AcknowledgedSeq
 	}
 	return 0
 }
@@ -2599,6 +2608,7 @@ type AdmitResponse struct {
 	Origin            *v1.GatewayRef `protobuf:"bytes,11,opt,name=origin,proto3" json:"origin,omitempty"`
 	Migrating         bool           `protobuf:"varint,12,opt,name=migrating,proto3" json:"migrating,omitempty"`
 	FrozenMs          float64        `protobuf:"fixed64,13,opt,name=frozen_ms,json=frozenMs,proto3" json:"frozen_ms,omitempty"`
+	AcknowledgedSeq   uint64         `protobuf:"varint,14,opt,name=acknowledged_seq,json=acknowledgedSeq,proto3" json:"acknowledged_seq,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -2720,6 +2730,13 @@ func (x *AdmitResponse) GetMigrating() bool {
 func (x *AdmitResponse) GetFrozenMs() float64 {
 	if x != nil {
 		return x.FrozenMs
+	}
+	return 0
+}
+
+func (x *AdmitResponse) GetAcknowledgedSeq() uint64 {
+	if x != nil {
+		return x.AcknowledgedSeq
 	}
 	return 0
 }
@@ -3746,7 +3763,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\aversion\x18\x06 \x01(\rR\aversion\x12 \n" +
 	"\vtraceparent\x18\a \x01(\tR\vtraceparent\x12&\n" +
 	"\fresume_token\x18\b \x01(\tB\x03\x80\x01\x01R\vresumeToken\x12\x19\n" +
-	"\blast_seq\x18\t \x01(\x04R\alastSeq\"\x85\x05\n" +
+	"\blast_seq\x18\t \x01(\x04R\alastSeq\"\xb0\x05\n" +
 	"\x13OpenSessionResponse\x128\n" +
 	"\arefusal\x18\x01 \x01(\v2\x1e.mics.router.v1.SessionRefusalR\arefusal\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
@@ -3767,7 +3784,8 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"recentAges\x123\n" +
 	"\x06origin\x18\x0f \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\x06origin\x12\x1c\n" +
 	"\tmigrating\x18\x10 \x01(\bR\tmigrating\x12\x1b\n" +
-	"\tfrozen_ms\x18\x11 \x01(\x01R\bfrozenMs\"_\n" +
+	"\tfrozen_ms\x18\x11 \x01(\x01R\bfrozenMs\x12)\n" +
+	"\x10acknowledged_seq\x18\x12 \x01(\x04R\x0facknowledgedSeq\"_\n" +
 	"\x0eSessionRefusal\x12\x1d\n" +
 	"\n" +
 	"close_code\x18\x01 \x01(\x05R\tcloseCode\x12\x16\n" +
@@ -3924,7 +3942,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	"session_id\x18\x02 \x01(\x04R\tsessionId\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1c\n" +
-	"\tmigrating\x18\x04 \x01(\bR\tmigrating\"\xf2\x03\n" +
+	"\tmigrating\x18\x04 \x01(\bR\tmigrating\"\x9d\x04\n" +
 	"\rAdmitResponse\x128\n" +
 	"\arefusal\x18\x01 \x01(\v2\x1e.mics.router.v1.SessionRefusalR\arefusal\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x126\n" +
@@ -3941,7 +3959,8 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"recentAges\x123\n" +
 	"\x06origin\x18\v \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\x06origin\x12\x1c\n" +
 	"\tmigrating\x18\f \x01(\bR\tmigrating\x12\x1b\n" +
-	"\tfrozen_ms\x18\r \x01(\x01R\bfrozenMs\"^\n" +
+	"\tfrozen_ms\x18\r \x01(\x01R\bfrozenMs\x12)\n" +
+	"\x10acknowledged_seq\x18\x0e \x01(\x04R\x0facknowledgedSeq\"^\n" +
 	"\rBufferRequest\x125\n" +
 	"\aentries\x18\x01 \x03(\v2\x1b.mics.router.v1.BufferEntryR\aentries\x12\x16\n" +
 	"\x06insist\x18\x02 \x01(\bR\x06insist\"\x90\x02\n" +
