@@ -430,3 +430,20 @@ func TestRehearsalIsLikeTheDrain(t *testing.T) {
 		t.Errorf("%+v", short)
 	}
 }
+
+// A session that has moved is still there for a moment, and so may be when its gateway
+// is heard of last.
+func TestWhatHasMovedIsAccountedFor(t *testing.T) {
+	now := time.Now()
+	op := Operation{
+		Sessions: 20, Started: now, Verdict: Done,
+		Progress: Progress{At: now, Sessions: 20, Left: 15, Moved: 20},
+	}
+	if r := op.receipt(); r.Moved != 20 || r.Unaccounted != 0 {
+		t.Errorf("%+v", r)
+	}
+	op.Progress.Moved = 12
+	if r := op.receipt(); r.Moved != 12 || r.Unaccounted != 8 {
+		t.Errorf("%+v", r)
+	}
+}

@@ -169,7 +169,8 @@ func (op *Operation) receipt() Receipt {
 	if op.Verdict != "" && !p.Done {
 		// It could not tell to the end; those to whom sessions came could.
 		r.Moved = max(r.Moved, migrated)
-		r.Unaccounted = since(r.Moved-p.Moved, op.left())
+		// What has moved is left for a moment: its socket is kept until the next one is up.
+		r.Unaccounted = min(since(r.Moved-p.Moved, op.left()), since(r.Moved+r.Closed+r.GaveUp+r.Suspended, r.Sessions))
 	}
 	r.Gaps = gaps.total()
 	r.GapP50, r.GapP99 = min(gaps.quantile(0.5), r.GapMax), min(gaps.quantile(0.99), r.GapMax)
