@@ -25,6 +25,9 @@ const (
 	// machine that is busy with everything else.
 	drainTimeout = 2 * time.Second
 	slack        = 5 * time.Second
+	// lease is how long before its lease runs out a process may have renewed it last:
+	// it lasts 3 s and is renewed every second.
+	lease = 2 * time.Second
 	// linkDelay is added each way by a nemesis.Delay.
 	linkDelay = 100 * time.Millisecond
 )
@@ -141,6 +144,10 @@ func (n *inflictor) inflict(began time.Time, f nemesis.Fault) {
 		reason = history.Killed
 	case nemesis.Pause:
 		reason = history.Frozen
+	case nemesis.Cut, nemesis.Blackhole:
+		if f.From == nemesis.Any && f.For >= lease {
+			reason = history.CutOff
+		}
 	}
 	n.history.Add(history.Event{Kind: history.Fault, Node: f.Target, Reason: reason})
 	heal := n.begin(f)

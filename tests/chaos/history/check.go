@@ -56,7 +56,7 @@ type Report struct {
 	// since, of what a gateway had written to them and not confirmed when it was
 	// killed.
 	V1Ambiguous int
-	// V1Frozen: the same, of a gateway that was stopped and went on: for the
+	// V1Frozen: the same, of a gateway that was stopped, or cut off, and went on: for the
 	// cluster it was as good as dead.
 	V1Frozen int
 	// Resequenced: messages that arrived the other way round, at least one of
@@ -155,7 +155,7 @@ func (c *checker) broken(r Rule, at time.Duration, d Device, msg, detail string,
 
 func (c *checker) event(e Event) {
 	if e.Kind == Fault || e.Kind == Heal {
-		if e.Kind == Fault && (e.Reason == Killed || e.Reason == Frozen) {
+		if e.Kind == Fault && (e.Reason == Killed || e.Reason == Frozen || e.Reason == CutOff) {
 			c.kills = append(c.kills, e)
 		}
 		return
@@ -265,7 +265,7 @@ func (c *checker) deliver(d *device, e Event) {
 // message. What a client saw longer ago must not come again, whatever happened.
 const unconfirmed = time.Second
 
-// repeat: the first copy's gateway may have been killed, or stopped for so long
+// repeat: the first copy's gateway may have been killed, or stopped or cut off for so long
 // that it counted as dead, after it had written to a client, and before it had said
 // so. Only a client that has ways to tell it from new, and is still the same, has to
 // know better.

@@ -102,6 +102,18 @@ func TestCheck(t *testing.T) {
 			tp.connect(bob, 2, "gw2")
 			tp.deliver(bob, "m1")
 		}, nil},
+		"repeat at a V2 client that was started anew after its gateway was cut off": {func(tp *tape) {
+			tp.add(Event{Kind: Fault, Node: "gw1", Reason: CutOff})
+			tp.drop(bob2, 1000)
+			tp.add(Event{Kind: Connect, Device: bob2, Conn: 2, Node: "gw2", Start: 1})
+			tp.deliver(bob2, "m1")
+		}, nil},
+		"repeat at the same V2 client after its gateway was cut off": {func(tp *tape) {
+			tp.add(Event{Kind: Fault, Node: "gw1", Reason: CutOff})
+			tp.drop(bob2, 1006)
+			tp.connect(bob2, 2, "gw2")
+			tp.deliver(bob2, "m1")
+		}, []Rule{Repeated}},
 		"repeat of what was seen long before a kill": {func(tp *tape) {
 			for range int(unconfirmed/time.Millisecond) + 1 {
 				tp.add(Event{Kind: Heal})

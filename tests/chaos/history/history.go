@@ -53,10 +53,12 @@ const (
 )
 
 // Reasons of Faults after which nobody can know what a gateway had written:
-// Killed ends a process without a word, Frozen stops it for a while.
+// Killed ends a process without a word, Frozen stops it for a while, CutOff keeps it
+// from all others for so long that its lease may run out.
 const (
 	Killed = "kill"
 	Frozen = "pause"
+	CutOff = "cut off"
 )
 
 // Event is one line of a history. Which fields are set depends on the Kind.
