@@ -90,8 +90,11 @@ type Store struct {
 	gateways, routers askers
 	marks, saves      flights
 
-	state  atomic.Int32  // a phase; changes under mu
-	losses atomic.Uint64 // counts how often the backend had lost its content; rises under mu
+	state atomic.Int32 // a phase; changes under mu
+	// presence is the time since the backend was there last, whole; it ends when it
+	// is lost. Never nil.
+	presence atomic.Pointer[presence]
+	losses   atomic.Uint64 // counts how often the backend had lost its content; rises under mu
 	// gate is held for reading by whoever changes the mirror instead of the
 	// backend, for the moment of the change, and for writing by the step back to
 	// up: nothing stays unsaved.
@@ -115,6 +118,21 @@ type Store struct {
 	kick    chan struct{} // capacity 1: the loop should look at once
 
 	outages, rebuilt, lookups, unenforced, overflow *telemetry.Counter
+}
+
+// presence is one time in which the backend is there.
+type presence struct {
+	ctx context.Context
+	end context.CancelFunc
+}
+
+// begin is the beginning of a presence.
+func (s *Store) begin() {
+	p := &presence{}
+	p.ctx, p.end = context.WithCancel(s.ctx)
+	if old := s.presence.Swap(p); old != nil {
+		old.end()
+	}
 }
 
 // outage is one absence of the backend, until it counts as back.
@@ -141,6 +159,7 @@ func New(o Options) *Store {
 	t := o.Telemetry
 	s := &Store{backend: o.Store, opts: o, log: t.Log, drift: map[share]int{}, kick: make(chan struct{}, 1), marks: newFlights(), saves: newFlights()}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.begin()
 	s.outages = t.Counter("mics_redis_outages_total", "Times that the route store was lost.")
 	s.rebuilt = t.Counter("mics_routes_rebuilt_total", "Routes written to a route store that had lost them.")
 	s.lookups = t.Counter("mics_away_lookups_total", "Users looked up while the route store was away or not whole.")
@@ -260,6 +279,7 @@ func (s *Store) lost(err error) {
 	s.outage.err, s.outage.asked, s.outage.peer = err, make(chan struct{}), nil
 	s.calm = s.calm.lost(now)
 	s.state.Store(int32(away))
+	s.presence.Load().end()
 	s.log.Warn("redis_lost", "err", err.Error())
 	s.wake()
 }

@@ -2,6 +2,7 @@ package away
 
 import (
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -294,6 +295,37 @@ func TestLimitsWithoutTheStore(t *testing.T) {
 		if !acquire() || acquire() {
 			t.Error("one of two places was left")
 		}
+		w.end()
+	})
+}
+
+// A device leaves in the moment in which the store has gone and nobody has noticed: it
+// is to be known as absent as soon as the outage is.
+func TestWhoLeavesAsTheStoreGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 2)
+		stays, goes := key("ann", "stays"), key("ann", "goes")
+		at, _, _ := w.connect(stays, w.gateways[0])
+		goneAt, epoch, _ := w.connect(goes, w.gateways[1])
+		for _, m := range w.routers {
+			m.mirror.clear() // as of routers that have just started
+		}
+		w.slow.Store(int64(time.Hour))
+		home := w.routers[0].home(stays.UserKey)
+		var other sync.WaitGroup
+		other.Go(func() { _, _ = home.LookupFresh(t.Context(), key("bob", "b").UserKey) }) // whose second is over first
+		pass(900 * time.Millisecond)
+		left := time.Now()
+		w.leave(goes, goneAt, epoch)
+		if took := time.Since(left); took > 200*time.Millisecond {
+			t.Errorf("it took %v until the device was absent", took)
+		}
+		w.want(goes, nil)
+		w.want(stays, &at)
+		other.Wait()
+		w.slow.Store(0)
+		pass(20 * time.Second)
+		w.want(goes, nil)
 		w.end()
 	})
 }

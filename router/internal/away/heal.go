@@ -277,6 +277,7 @@ func (s *Store) finish(want state) {
 	}
 	s.log.Info("routes_rebuilt", "routes", s.heal.routes, "duration_ms", time.Since(s.heal.began).Milliseconds(), "from_gateways", s.heal.rebuild)
 	s.heal, s.outage = recovery{}, outage{}
+	s.begin()
 	s.state.Store(int32(up))
 	if s.cluster.Rebuilt != nil {
 		s.cluster.Rebuilt()

@@ -87,7 +87,7 @@ func (s *Store) Change(ctx context.Context, changes []route.Change) ([]bool, err
 	for range maxTurns {
 		if s.phase() == up {
 			losses := s.losses.Load()
-			applied, err := s.backend.Change(ctx, changes)
+			applied, err := s.changeThere(ctx, changes)
 			if err == nil && (!slices.Contains(applied, false) || s.certain(losses)) {
 				s.turn()
 				for i, c := range changes {
@@ -106,6 +106,19 @@ func (s *Store) Change(ctx context.Context, changes []route.Change) ([]bool, err
 		}
 	}
 	return nil, errWent
+}
+
+// changeThere asks the backend, for as long as it counts as being there: a device that
+// has left is to be known as absent before anybody looks for it without the backend.
+func (s *Store) changeThere(ctx context.Context, changes []route.Change) ([]bool, error) {
+	bounded, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.presence.Load().ctx, cancel)()
+	applied, err := s.backend.Change(bounded, changes)
+	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("change: %w", route.ErrUnavailable)
+	}
+	return applied, err
 }
 
 func (s *Store) changeHere(ctx context.Context, changes []route.Change) ([]bool, bool) {
