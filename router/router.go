@@ -183,6 +183,7 @@ func (r *Router) wire(ln net.Listener) {
 		Sents: r.sents, Deliver: func(key route.DeviceKey, msgs []*dispatch.Message) { r.dispatcher.SendOlder(key, msgs) }, Hooks: r.peerHooks(),
 	})
 	r.sents.OnSent(r.buffer.Sent)
+	remembered.OnEnded(r.buffer.Took)
 	r.push("offline buffer", r.buffer.Close)
 	absent := pipeline.NewAbsent(r.buffer)
 	r.push("absent users", absent.Close)

@@ -14,6 +14,7 @@ import (
 	"github.com/mics-im/mics/router/internal/dedup"
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -84,6 +85,25 @@ func (m *member) put(text string) dispatch.BufferResult {
 		Message: &dispatch.Message{Bytes: []byte(text), Key: dedup.Key{2, text[0]}},
 	})
 	return <-results
+}
+
+// What a device took is known at its user's backup too: its home may die before the
+// device comes back.
+func TestWhatADeviceTookHasTwoCopies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, home, backup := settled(t, never)
+		defer w.close()
+		home.opts.Recall.Ended(phone, recall.FromWire([]byte("0123456789abcdef"), []byte{3}))
+		time.Sleep(time.Second) // fake time
+		if k := backup.opts.Recall.Of(phone); string(k.Keys) != "0123456789abcdef" {
+			t.Errorf("the backup knows %q", k.Keys)
+		}
+		w.kill(home)
+		time.Sleep(heal) // fake time
+		if _, _, k, err := backup.TakeFor(t.Context(), phone); err != nil || string(k.Keys) != "0123456789abcdef" {
+			t.Errorf("the next home knows %q, %v", k.Keys, err)
+		}
+	})
 }
 
 func TestStoredMeansTwoCopies(t *testing.T) {

@@ -30,6 +30,9 @@ const (
 	maxDirty = 1 << 20
 	// maxSents bounds the records that wait; beyond it the newest are not passed on.
 	maxSents = 1 << 16
+	// maxTook and maxSyncTook are the same for what devices took.
+	maxTook     = 1 << 12
+	maxSyncTook = 512
 )
 
 // link brings the copies at one other router up to date.
@@ -51,6 +54,7 @@ type link struct {
 	order   []route.UserKey            // guarded by mu: of dirty, oldest mark first
 	held    map[route.UserKey]struct{} // guarded by mu: users of whom the other side has something
 	sents   []dedup.Record             // guarded by mu
+	took    []*routerv1.SyncTook       // guarded by mu
 	closed  bool                       // guarded by mu
 	under   int                        // guarded by mu: how much is in the call that is under way
 	lossy   bool                       // guarded by mu: marks were given up
@@ -116,6 +120,18 @@ func (l *link) push(r dedup.Record) {
 	kick(l.wake)
 }
 
+// pushTook adds what a device took, and never blocks.
+func (l *link) pushTook(t *routerv1.SyncTook) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.took) >= maxTook {
+		l.b.opts.Hooks.Overflowed(1)
+		return
+	}
+	l.took = append(l.took, t)
+	kick(l.wake)
+}
+
 // pushAll adds records and waits for room; it gives up when the link or ctx ends.
 func (l *link) pushAll(ctx context.Context, records []dedup.Record) {
 	for len(records) > 0 {
@@ -141,7 +157,7 @@ func (l *link) pushAll(ctx context.Context, records []dedup.Record) {
 func (l *link) waiting() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.dirty) + len(l.sents) + l.under
+	return len(l.dirty) + len(l.sents) + len(l.took) + l.under
 }
 
 // suspect tells that the other side has not answered for so long that nobody
@@ -174,7 +190,7 @@ func (l *link) run() {
 		}
 		for l.ctx.Err() == nil {
 			batch := l.next()
-			if len(batch.users)+len(batch.req.Sents) == 0 && !beating {
+			if len(batch.users)+len(batch.req.Sents)+len(batch.req.Took) == 0 && !beating {
 				break
 			}
 			beating = false
@@ -228,7 +244,10 @@ func (l *link) next() batch {
 		b.req.Sents = append(b.req.Sents, &routerv1.SyncSent{Key: r.Key[:], UserHash: r.User, WindowMs: uint32(max(r.Window.Milliseconds(), 0))})
 	}
 	l.sents = slices.Delete(l.sents, 0, n)
-	l.under = n
+	took := min(len(l.took), maxSyncTook)
+	b.req.Took = slices.Clone(l.took[:took])
+	l.took = slices.Delete(l.took, 0, took)
+	l.under = n + took
 	l.mu.Unlock()
 	kick(l.room)
 	for room := maxSyncBytes; room > 0 && len(b.users) < maxSyncUsers; {
@@ -298,7 +317,7 @@ func (l *link) exchange(b batch) {
 					w.finish(true)
 				}
 			}
-			if b.users, b.req.Users = nil, nil; len(b.req.Sents) == 0 {
+			if b.users, b.req.Users = nil, nil; len(b.req.Sents)+len(b.req.Took) == 0 {
 				return
 			}
 		}

@@ -2,7 +2,9 @@ package peer
 
 import (
 	"github.com/mics-im/mics/internal/ring"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dedup"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -103,6 +105,24 @@ func (b *Buffer) all() []*link {
 		out = append(out, l)
 	}
 	return out
+}
+
+// Took lets the other router that answers for the user know what a device took whose
+// session has ended.
+func (b *Buffer) Took(key route.DeviceKey, k recall.Keys) {
+	if b.opts.Members == nil {
+		return
+	}
+	for _, to := range b.view().pair(ring.Hash(key.Tenant, key.User)) {
+		if to.NodeRef == b.opts.Members.Self().NodeRef {
+			continue
+		}
+		if l := b.link(to); l != nil {
+			l.pushTook(&routerv1.SyncTook{
+				TenantId: key.Tenant, UserId: key.User, DeviceId: key.Device, RecentKeys: k.Keys, RecentAges: k.Ages,
+			})
+		}
+	}
 }
 
 // Sent lets the other routers that answer for the sender know that a message was

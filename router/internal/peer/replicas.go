@@ -9,6 +9,7 @@ import (
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dedup"
 	"github.com/mics-im/mics/router/internal/offline"
+	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -246,9 +247,13 @@ func (b *Buffer) ServeSync(req *routerv1.SyncRequest) (*routerv1.SyncResponse, e
 			}
 		}
 	}
+	for _, t := range req.Took {
+		key := route.DeviceKey{UserKey: route.UserKey{Tenant: t.TenantId, User: t.UserId}, Device: t.DeviceId}
+		b.opts.Recall.Learn(key, recall.FromWire(t.RecentKeys, t.RecentAges))
+	}
 	// Copies of a router that counts as dead would be taken for what it left.
 	if !b.view().alive(from) {
-		if len(req.Users) == 0 && len(req.Sents) > 0 {
+		if len(req.Users) == 0 && len(req.Sents)+len(req.Took) > 0 {
 			return &routerv1.SyncResponse{InStep: true}, nil // the last words of one that leaves
 		}
 		return nil, fault.New(fault.Unavailable, "the calling router is not in the directory")

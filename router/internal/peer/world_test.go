@@ -136,6 +136,7 @@ func (w *world) join() *member {
 		Hooks:  Hooks{SingleCopy: func(n int) { m.single.Add(int64(n)) }},
 	})
 	m.sents.OnSent(m.Sent)
+	m.opts.Recall.OnEnded(m.Took)
 	w.mu.Lock()
 	w.all, w.members = append(w.all, m), append(w.members, m)
 	w.mu.Unlock()

@@ -55,6 +55,7 @@ func (k Keys) Join(o Keys) Keys {
 // Memory is safe for concurrent use.
 type Memory struct {
 	forgot func(keys int)
+	ended  func(route.DeviceKey, Keys)
 
 	mu      sync.Mutex
 	devices map[route.DeviceKey]*device // guarded by mu
@@ -71,11 +72,22 @@ type device struct {
 // New returns an empty Memory, which calls forgot, locked, when it has no room for
 // keys that are still wanted.
 func New(forgot func(keys int)) *Memory {
-	return &Memory{forgot: forgot, devices: map[route.DeviceKey]*device{}}
+	return &Memory{forgot: forgot, ended: func(route.DeviceKey, Keys) {}, devices: map[route.DeviceKey]*device{}}
 }
+
+// OnEnded has f called with what Ended says. It is for the owner, before use.
+func (m *Memory) OnEnded(f func(route.DeviceKey, Keys)) { m.ended = f }
 
 // Ended says what a device has got whose session has ended.
 func (m *Memory) Ended(key route.DeviceKey, k Keys) {
+	if len(k.Ages) > 0 {
+		m.ended(key, k)
+	}
+	m.Learn(key, k)
+}
+
+// Learn is Ended of another router.
+func (m *Memory) Learn(key route.DeviceKey, k Keys) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
@@ -84,7 +96,7 @@ func (m *Memory) Ended(key route.DeviceKey, k Keys) {
 		return
 	}
 	if d := m.devices[key]; d != nil {
-		k = d.aged(now).Join(k)
+		k = d.aged(now).Join(d.without(k))
 		m.remove(d)
 	}
 	if n := len(k.Ages); n > most {
@@ -123,6 +135,25 @@ func (d *device) aged(now time.Time) (out Keys) {
 		}
 	}
 	return out
+}
+
+// without returns what of k is not known yet: a router may say it twice.
+func (d *device) without(k Keys) (out Keys) {
+	known := make(map[string]struct{}, len(d.kept.Ages))
+	for i := range d.kept.Ages {
+		known[string(d.kept.Keys[i*keySize:(i+1)*keySize])] = struct{}{}
+	}
+	for i, age := range k.Ages {
+		if one := k.Keys[i*keySize : (i+1)*keySize]; !has(known, one) {
+			out.Keys, out.Ages = append(out.Keys, one...), append(out.Ages, age)
+		}
+	}
+	return out
+}
+
+func has(known map[string]struct{}, key []byte) bool {
+	_, ok := known[string(key)]
+	return ok
 }
 
 // remove forgets a device whose place in the order stays, empty. mu is held.

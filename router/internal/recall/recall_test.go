@@ -32,7 +32,9 @@ func TestKeysAgeAndGo(t *testing.T) {
 		if got := m.Of(phone); !bytes.Equal(got.Keys, keys(2, 0).Keys) || !bytes.Equal(got.Ages, []byte{14, 14}) {
 			t.Errorf("kept %v", got)
 		}
-		m.Ended(phone, keys(1, 0))
+		other := Keys{Keys: bytes.Repeat([]byte{9}, keySize), Ages: []byte{0}}
+		m.Ended(phone, other)
+		m.Learn(phone, keys(2, 0)) // known
 		if got := m.Of(phone); !bytes.Equal(got.Ages, []byte{14, 14, 0}) {
 			t.Errorf("of two sessions: ages %v", got.Ages)
 		}

@@ -3180,6 +3180,7 @@ type SyncRequest struct {
 	Seq           uint64      `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
 	Users         []*SyncUser `protobuf:"bytes,5,rep,name=users,proto3" json:"users,omitempty"`
 	Sents         []*SyncSent `protobuf:"bytes,6,rep,name=sents,proto3" json:"sents,omitempty"`
+	Took          []*SyncTook `protobuf:"bytes,7,rep,name=took,proto3" json:"took,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3256,6 +3257,90 @@ func (x *SyncRequest) GetSents() []*SyncSent {
 	return nil
 }
 
+func (x *SyncRequest) GetTook() []*SyncTook {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
+// SyncTook is what a device took whose session has ended, as in ClosedSession.
+type SyncTook struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TenantId      string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	UserId        string                 `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	DeviceId      string                 `protobuf:"bytes,3,opt,name=device_id,json=deviceId,proto3" json:"device_id,omitempty"`
+	RecentKeys    []byte                 `protobuf:"bytes,4,opt,name=recent_keys,json=recentKeys,proto3" json:"recent_keys,omitempty"`
+	RecentAges    []byte                 `protobuf:"bytes,5,opt,name=recent_ages,json=recentAges,proto3" json:"recent_ages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncTook) Reset() {
+	*x = SyncTook{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncTook) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncTook) ProtoMessage() {}
+
+func (x *SyncTook) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncTook.ProtoReflect.Descriptor instead.
+func (*SyncTook) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *SyncTook) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *SyncTook) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *SyncTook) GetDeviceId() string {
+	if x != nil {
+		return x.DeviceId
+	}
+	return ""
+}
+
+func (x *SyncTook) GetRecentKeys() []byte {
+	if x != nil {
+		return x.RecentKeys
+	}
+	return nil
+}
+
+func (x *SyncTook) GetRecentAges() []byte {
+	if x != nil {
+		return x.RecentAges
+	}
+	return nil
+}
+
 // SyncUser is all that the sender has for a user.
 type SyncUser struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -3271,7 +3356,7 @@ type SyncUser struct {
 
 func (x *SyncUser) Reset() {
 	*x = SyncUser{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[43]
+	mi := &file_mics_router_v1_router_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3283,7 +3368,7 @@ func (x *SyncUser) String() string {
 func (*SyncUser) ProtoMessage() {}
 
 func (x *SyncUser) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[43]
+	mi := &file_mics_router_v1_router_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3296,7 +3381,7 @@ func (x *SyncUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncUser.ProtoReflect.Descriptor instead.
 func (*SyncUser) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{43}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SyncUser) GetTenantId() string {
@@ -3340,7 +3425,7 @@ type SyncSent struct {
 
 func (x *SyncSent) Reset() {
 	*x = SyncSent{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[44]
+	mi := &file_mics_router_v1_router_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3352,7 +3437,7 @@ func (x *SyncSent) String() string {
 func (*SyncSent) ProtoMessage() {}
 
 func (x *SyncSent) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[44]
+	mi := &file_mics_router_v1_router_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3365,7 +3450,7 @@ func (x *SyncSent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncSent.ProtoReflect.Descriptor instead.
 func (*SyncSent) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{44}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SyncSent) GetKey() []byte {
@@ -3403,7 +3488,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[45]
+	mi := &file_mics_router_v1_router_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3415,7 +3500,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[45]
+	mi := &file_mics_router_v1_router_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3428,7 +3513,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{45}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SyncResponse) GetInStep() bool {
@@ -3471,7 +3556,7 @@ type RecordsRequest struct {
 
 func (x *RecordsRequest) Reset() {
 	*x = RecordsRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[46]
+	mi := &file_mics_router_v1_router_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3568,7 @@ func (x *RecordsRequest) String() string {
 func (*RecordsRequest) ProtoMessage() {}
 
 func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[46]
+	mi := &file_mics_router_v1_router_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3581,7 @@ func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
 func (*RecordsRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{46}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *RecordsRequest) GetFrom() *RouterInfo {
@@ -3554,7 +3639,7 @@ type UserRecords struct {
 
 func (x *UserRecords) Reset() {
 	*x = UserRecords{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[47]
+	mi := &file_mics_router_v1_router_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3566,7 +3651,7 @@ func (x *UserRecords) String() string {
 func (*UserRecords) ProtoMessage() {}
 
 func (x *UserRecords) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[47]
+	mi := &file_mics_router_v1_router_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3579,7 +3664,7 @@ func (x *UserRecords) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRecords.ProtoReflect.Descriptor instead.
 func (*UserRecords) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{47}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *UserRecords) GetTenantId() string {
@@ -3621,7 +3706,7 @@ type DeviceRecord struct {
 
 func (x *DeviceRecord) Reset() {
 	*x = DeviceRecord{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[48]
+	mi := &file_mics_router_v1_router_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +3718,7 @@ func (x *DeviceRecord) String() string {
 func (*DeviceRecord) ProtoMessage() {}
 
 func (x *DeviceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[48]
+	mi := &file_mics_router_v1_router_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +3731,7 @@ func (x *DeviceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceRecord.ProtoReflect.Descriptor instead.
 func (*DeviceRecord) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{48}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeviceRecord) GetDeviceId() string {
@@ -3680,7 +3765,7 @@ type RecordsResponse struct {
 
 func (x *RecordsResponse) Reset() {
 	*x = RecordsResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[49]
+	mi := &file_mics_router_v1_router_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3692,7 +3777,7 @@ func (x *RecordsResponse) String() string {
 func (*RecordsResponse) ProtoMessage() {}
 
 func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[49]
+	mi := &file_mics_router_v1_router_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3705,7 +3790,7 @@ func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsResponse.ProtoReflect.Descriptor instead.
 func (*RecordsResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{49}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RecordsResponse) GetUsers() []*UserRecords {
@@ -4000,14 +4085,23 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\vrecent_keys\x18\x02 \x01(\fR\n" +
 	"recentKeys\x12\x1f\n" +
 	"\vrecent_ages\x18\x03 \x01(\fR\n" +
-	"recentAges\"\xed\x01\n" +
+	"recentAges\"\x9b\x02\n" +
 	"\vSyncRequest\x12-\n" +
 	"\x04from\x18\x01 \x01(\v2\x19.mics.router.v1.RouterRefR\x04from\x12%\n" +
 	"\x0eto_incarnation\x18\x02 \x01(\x04R\rtoIncarnation\x12\x16\n" +
 	"\x06stream\x18\x03 \x01(\x04R\x06stream\x12\x10\n" +
 	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12.\n" +
 	"\x05users\x18\x05 \x03(\v2\x18.mics.router.v1.SyncUserR\x05users\x12.\n" +
-	"\x05sents\x18\x06 \x03(\v2\x18.mics.router.v1.SyncSentR\x05sents\"\x9e\x01\n" +
+	"\x05sents\x18\x06 \x03(\v2\x18.mics.router.v1.SyncSentR\x05sents\x12,\n" +
+	"\x04took\x18\a \x03(\v2\x18.mics.router.v1.SyncTookR\x04took\"\x9f\x01\n" +
+	"\bSyncTook\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
+	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
+	"\tdevice_id\x18\x03 \x01(\tR\bdeviceId\x12\x1f\n" +
+	"\vrecent_keys\x18\x04 \x01(\fR\n" +
+	"recentKeys\x12\x1f\n" +
+	"\vrecent_ages\x18\x05 \x01(\fR\n" +
+	"recentAges\"\x9e\x01\n" +
 	"\bSyncUser\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x123\n" +
@@ -4073,7 +4167,7 @@ func file_mics_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_mics_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_mics_router_v1_router_proto_goTypes = []any{
 	(ClosedSession_Stage)(0),         // 0: mics.router.v1.ClosedSession.Stage
 	(BufferResponse_Result)(0),       // 1: mics.router.v1.BufferResponse.Result
@@ -4120,105 +4214,107 @@ var file_mics_router_v1_router_proto_goTypes = []any{
 	(*TakeRequest)(nil),              // 42: mics.router.v1.TakeRequest
 	(*TakeResponse)(nil),             // 43: mics.router.v1.TakeResponse
 	(*SyncRequest)(nil),              // 44: mics.router.v1.SyncRequest
-	(*SyncUser)(nil),                 // 45: mics.router.v1.SyncUser
-	(*SyncSent)(nil),                 // 46: mics.router.v1.SyncSent
-	(*SyncResponse)(nil),             // 47: mics.router.v1.SyncResponse
-	(*RecordsRequest)(nil),           // 48: mics.router.v1.RecordsRequest
-	(*UserRecords)(nil),              // 49: mics.router.v1.UserRecords
-	(*DeviceRecord)(nil),             // 50: mics.router.v1.DeviceRecord
-	(*RecordsResponse)(nil),          // 51: mics.router.v1.RecordsResponse
-	(*v1.GatewayInfo)(nil),           // 52: mics.gateway.v1.GatewayInfo
-	(*v1.GatewayRef)(nil),            // 53: mics.gateway.v1.GatewayRef
-	(*v1.Undelivered)(nil),           // 54: mics.gateway.v1.Undelivered
-	(*v1.Histogram)(nil),             // 55: mics.gateway.v1.Histogram
-	(*v11.MqEvent)(nil),              // 56: mics.hook.v1.MqEvent
-	(*v1.UserRef)(nil),               // 57: mics.gateway.v1.UserRef
+	(*SyncTook)(nil),                 // 45: mics.router.v1.SyncTook
+	(*SyncUser)(nil),                 // 46: mics.router.v1.SyncUser
+	(*SyncSent)(nil),                 // 47: mics.router.v1.SyncSent
+	(*SyncResponse)(nil),             // 48: mics.router.v1.SyncResponse
+	(*RecordsRequest)(nil),           // 49: mics.router.v1.RecordsRequest
+	(*UserRecords)(nil),              // 50: mics.router.v1.UserRecords
+	(*DeviceRecord)(nil),             // 51: mics.router.v1.DeviceRecord
+	(*RecordsResponse)(nil),          // 52: mics.router.v1.RecordsResponse
+	(*v1.GatewayInfo)(nil),           // 53: mics.gateway.v1.GatewayInfo
+	(*v1.GatewayRef)(nil),            // 54: mics.gateway.v1.GatewayRef
+	(*v1.Undelivered)(nil),           // 55: mics.gateway.v1.Undelivered
+	(*v1.Histogram)(nil),             // 56: mics.gateway.v1.Histogram
+	(*v11.MqEvent)(nil),              // 57: mics.hook.v1.MqEvent
+	(*v1.UserRef)(nil),               // 58: mics.gateway.v1.UserRef
 }
 var file_mics_router_v1_router_proto_depIdxs = []int32{
-	52, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
+	53, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
 	2,  // 1: mics.router.v1.RegisterResponse.routers:type_name -> mics.router.v1.RouterInfo
-	53, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	54, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	7,  // 3: mics.router.v1.OpenSessionResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	54, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	53, // 5: mics.router.v1.OpenSessionResponse.origin:type_name -> mics.gateway.v1.GatewayRef
-	53, // 6: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	55, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	54, // 5: mics.router.v1.OpenSessionResponse.origin:type_name -> mics.gateway.v1.GatewayRef
+	54, // 6: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	9,  // 7: mics.router.v1.CloseSessionsRequest.sessions:type_name -> mics.router.v1.ClosedSession
 	0,  // 8: mics.router.v1.ClosedSession.stage:type_name -> mics.router.v1.ClosedSession.Stage
-	54, // 9: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
-	53, // 10: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	55, // 9: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
+	54, // 10: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	12, // 11: mics.router.v1.PublishRequest.messages:type_name -> mics.router.v1.Inbound
 	14, // 12: mics.router.v1.PublishResponse.outcomes:type_name -> mics.router.v1.Outcome
-	53, // 13: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	54, // 13: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	16, // 14: mics.router.v1.HoldRequest.sessions:type_name -> mics.router.v1.HoldSession
-	54, // 15: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
+	55, // 15: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
 	18, // 16: mics.router.v1.HoldResponse.sessions:type_name -> mics.router.v1.HeldIDs
-	53, // 17: mics.router.v1.PrepareMigrationRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	54, // 17: mics.router.v1.PrepareMigrationRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	20, // 18: mics.router.v1.PrepareMigrationRequest.sessions:type_name -> mics.router.v1.MigratingSession
-	52, // 19: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
+	53, // 19: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
 	2,  // 20: mics.router.v1.DirectoryResponse.routers:type_name -> mics.router.v1.RouterInfo
 	2,  // 21: mics.router.v1.DirectoryResponse.answered_by:type_name -> mics.router.v1.RouterInfo
 	2,  // 22: mics.router.v1.SignalsResponse.router:type_name -> mics.router.v1.RouterInfo
 	26, // 23: mics.router.v1.SignalsResponse.gateways:type_name -> mics.router.v1.GatewaySignals
-	55, // 24: mics.router.v1.GatewaySignals.auth_ms:type_name -> mics.gateway.v1.Histogram
+	56, // 24: mics.router.v1.GatewaySignals.auth_ms:type_name -> mics.gateway.v1.Histogram
 	28, // 25: mics.router.v1.ListDLQRequest.only:type_name -> mics.router.v1.DeadLetterRef
 	30, // 26: mics.router.v1.ListDLQResponse.letters:type_name -> mics.router.v1.DeadLetter
-	56, // 27: mics.router.v1.DeadLetter.event:type_name -> mics.hook.v1.MqEvent
+	57, // 27: mics.router.v1.DeadLetter.event:type_name -> mics.hook.v1.MqEvent
 	33, // 28: mics.router.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
-	53, // 29: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	54, // 29: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	36, // 30: mics.router.v1.AdmitRequest.resume:type_name -> mics.router.v1.ResumedSession
-	53, // 31: mics.router.v1.ResumedSession.gateway:type_name -> mics.gateway.v1.GatewayRef
+	54, // 31: mics.router.v1.ResumedSession.gateway:type_name -> mics.gateway.v1.GatewayRef
 	7,  // 32: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	54, // 33: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	53, // 34: mics.router.v1.AdmitResponse.origin:type_name -> mics.gateway.v1.GatewayRef
+	55, // 33: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	54, // 34: mics.router.v1.AdmitResponse.origin:type_name -> mics.gateway.v1.GatewayRef
 	39, // 35: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
 	1,  // 36: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
 	39, // 37: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
 	34, // 38: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
 	41, // 39: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
 	34, // 40: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
-	45, // 41: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
-	46, // 42: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
-	41, // 43: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
-	2,  // 44: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
-	57, // 45: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
-	49, // 46: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
-	50, // 47: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
-	49, // 48: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
-	3,  // 49: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
-	5,  // 50: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
-	8,  // 51: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
-	11, // 52: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
-	15, // 53: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
-	19, // 54: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
-	22, // 55: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
-	24, // 56: mics.router.v1.RouterService.Signals:input_type -> mics.router.v1.SignalsRequest
-	27, // 57: mics.router.v1.RouterService.ListDLQ:input_type -> mics.router.v1.ListDLQRequest
-	31, // 58: mics.router.v1.RouterService.RedriveDLQ:input_type -> mics.router.v1.RedriveDLQRequest
-	35, // 59: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
-	38, // 60: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
-	42, // 61: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
-	44, // 62: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
-	48, // 63: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
-	4,  // 64: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
-	6,  // 65: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
-	10, // 66: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
-	13, // 67: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
-	17, // 68: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
-	21, // 69: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
-	23, // 70: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
-	25, // 71: mics.router.v1.RouterService.Signals:output_type -> mics.router.v1.SignalsResponse
-	29, // 72: mics.router.v1.RouterService.ListDLQ:output_type -> mics.router.v1.ListDLQResponse
-	32, // 73: mics.router.v1.RouterService.RedriveDLQ:output_type -> mics.router.v1.RedriveDLQResponse
-	37, // 74: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
-	40, // 75: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
-	43, // 76: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
-	47, // 77: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
-	51, // 78: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
-	64, // [64:79] is the sub-list for method output_type
-	49, // [49:64] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	46, // 41: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
+	47, // 42: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
+	45, // 43: mics.router.v1.SyncRequest.took:type_name -> mics.router.v1.SyncTook
+	41, // 44: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
+	2,  // 45: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
+	58, // 46: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
+	50, // 47: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
+	51, // 48: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
+	50, // 49: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
+	3,  // 50: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
+	5,  // 51: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
+	8,  // 52: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
+	11, // 53: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
+	15, // 54: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
+	19, // 55: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
+	22, // 56: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
+	24, // 57: mics.router.v1.RouterService.Signals:input_type -> mics.router.v1.SignalsRequest
+	27, // 58: mics.router.v1.RouterService.ListDLQ:input_type -> mics.router.v1.ListDLQRequest
+	31, // 59: mics.router.v1.RouterService.RedriveDLQ:input_type -> mics.router.v1.RedriveDLQRequest
+	35, // 60: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
+	38, // 61: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
+	42, // 62: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
+	44, // 63: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
+	49, // 64: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
+	4,  // 65: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
+	6,  // 66: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
+	10, // 67: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
+	13, // 68: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
+	17, // 69: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
+	21, // 70: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
+	23, // 71: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
+	25, // 72: mics.router.v1.RouterService.Signals:output_type -> mics.router.v1.SignalsResponse
+	29, // 73: mics.router.v1.RouterService.ListDLQ:output_type -> mics.router.v1.ListDLQResponse
+	32, // 74: mics.router.v1.RouterService.RedriveDLQ:output_type -> mics.router.v1.RedriveDLQResponse
+	37, // 75: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
+	40, // 76: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
+	43, // 77: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
+	48, // 78: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
+	52, // 79: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
+	65, // [65:80] is the sub-list for method output_type
+	50, // [50:65] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_mics_router_v1_router_proto_init() }
@@ -4232,7 +4328,7 @@ func file_mics_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_router_v1_router_proto_rawDesc), len(file_mics_router_v1_router_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   50,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
