@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -207,8 +208,18 @@ func (r *release) metric(t *testing.T, selector, name string) float64 {
 	var sum float64
 	for _, p := range r.pods(t, selector) {
 		text, err := r.raw(t, 10*time.Second, "pods/"+p.Metadata.Name+":9080", "/metrics", nil)
+		for tries := 1; err != nil; tries++ {
+			there := slices.ContainsFunc(r.pods(t, selector), func(o pod) bool { return o.Metadata.Name == p.Metadata.Name })
+			if !there {
+				break // it was ending
+			}
+			if tries == 3 {
+				t.Fatal(err)
+			}
+			text, err = r.raw(t, 10*time.Second, "pods/"+p.Metadata.Name+":9080", "/metrics", nil)
+		}
 		if err != nil {
-			t.Fatal(err)
+			continue
 		}
 		found := sample.FindAllStringSubmatch(text, -1)
 		if len(found) == 0 {
