@@ -148,9 +148,15 @@ func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
 		s.users[key] = u
 	}
 	b.expire(key, u, now)
-	if k.at == 0 {
+	switch tenure := b.tenure.Load(); {
+	case k.at == 0:
 		k.at = max(now.UnixNano(), s.clock+1)
 		s.clock = k.at
+	case k.part == moved && tenure > 0 && k.at > tenure:
+		// Kept elsewhere while this router was the home already, by one that could not
+		// reach it: no older than the rest.
+		k.part = normal
+		s.clock = max(s.clock, k.at)
 	}
 	if named {
 		id, rest, ok := u.merge(k, b.tenure.Load())
@@ -238,15 +244,14 @@ func (u *user) older(i int, k kept, tenure int64) {
 	u.entries = slices.Insert(u.entries, u.place(e, tenure), e)
 }
 
-// place is the index at which k goes in: at the end of its part, except that
-// the two older parts are in the order of at, because their entries may come
-// from several routers.
+// place is the index at which k goes in: the end of its part, in the order of at,
+// because entries may come from several routers.
 func (u *user) place(k kept, tenure int64) int {
 	i := len(u.entries)
 	for i > 0 {
 		before := &u.entries[i-1]
 		part := before.partNow(tenure)
-		if part < k.part || k.part == normal || part == k.part && before.at <= k.at {
+		if part < k.part || part == k.part && before.at <= k.at {
 			break
 		}
 		i--

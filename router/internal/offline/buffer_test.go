@@ -366,3 +366,28 @@ func TestASnapshotTellsWhatHasNoCopy(t *testing.T) {
 		t.Fatal("copies that are gone are known")
 	}
 }
+
+// What another router kept because it could not reach this one, the home, is no older
+// than what is here.
+func TestWhatWasKeptElsewhereMeanwhileComesInItsPlace(t *testing.T) {
+	b, _ := newBuffer(roomy)
+	start := time.Now().UnixNano()
+	put := func(s string, at int64, elsewhere bool) {
+		e := text(s)
+		e.Devices, e.At, e.Moved = []string{"phone"}, at, elsewhere
+		b.Put(ann, e)
+	}
+	put("2", 0, false)
+	b.Begin()
+	time.Sleep(time.Millisecond) // the clock goes on
+	put("3", 0, false)
+	between := time.Now().UnixNano()
+	time.Sleep(time.Millisecond) // the clock goes on
+	put("5", 0, false)
+	put("4", between, true)
+	put("1", start-1, true)
+	put("6", 0, false)
+	if got := texts(take(b, "phone")); !slices.Equal(got, []string{"1", "2", "3", "4", "5", "6"}) {
+		t.Errorf("got %q", got)
+	}
+}
