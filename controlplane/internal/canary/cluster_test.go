@@ -281,7 +281,7 @@ func until(t *testing.T, r *Runner, what string, ok func(plan.State) bool) View 
 		if v, err = r.Get(t.Context()); err == nil && ok(v.State) {
 			return v
 		}
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // fake time
 	}
 	t.Fatalf("not %s: %s at %s, waits for %q, reason %q", what, v.State.Phase, plan.Percent(v.State.Target), v.State.Waits, v.State.Reason)
 	return v
@@ -302,7 +302,7 @@ func start(t *testing.T, r *Runner, s plan.Spec) {
 		if fault.KindOf(err) != fault.Unavailable {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // fake time
 	}
 	t.Fatal("nobody leads")
 }

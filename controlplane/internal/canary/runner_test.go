@@ -28,7 +28,7 @@ func TestPromotion(t *testing.T) {
 			t.Fatal(err)
 		}
 		v := until(t, l.Runner, "promoted", in(plan.Promoted))
-		time.Sleep(3 * time.Second)
+		time.Sleep(3 * time.Second) // fake time
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.version != "2" {
@@ -91,7 +91,7 @@ func TestAnotherLeaderGoesOn(t *testing.T) {
 		for i, p := range []plan.Phase{plan.Moving, plan.Baking, plan.Promoting, plan.Returning} {
 			until(t, l.Runner, string(p), in(p))
 			l.stop()
-			time.Sleep(7 * time.Second)
+			time.Sleep(7 * time.Second) // fake time
 			l = c.lead(fmt.Sprint(i + 1))
 		}
 		until(t, l.Runner, "promoted", in(plan.Promoted))
@@ -112,7 +112,7 @@ func TestNothingHappensThatIsNotDurable(t *testing.T) {
 		if _, err := l.Change(t.Context(), "", plan.Command{Change: plan.SetWeight, Weight: 9000}); fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("accepted without a store: %v", err)
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		if v, err := l.Get(t.Context()); err != nil || v.State.Step != 0 || v.State.Phase != plan.Baking {
 			t.Errorf("went on: %s, step %d, %v", v.State.Phase, v.State.Step, err)
 		}
@@ -125,7 +125,7 @@ func TestWithoutACanary(t *testing.T) {
 	inTime(t, func(t *testing.T, c *cluster) {
 		l := c.lead("a")
 		defer l.stop()
-		time.Sleep(5 * time.Second)
+		time.Sleep(5 * time.Second) // fake time
 		if _, err := l.Get(t.Context()); fault.KindOf(err) != fault.NotFound {
 			t.Errorf("%v", err)
 		}

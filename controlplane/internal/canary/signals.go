@@ -1,8 +1,6 @@
 package canary
 
 import (
-	"slices"
-
 	"github.com/mics-im/mics/controlplane/internal/canary/analysis"
 	"github.com/mics-im/mics/controlplane/internal/fleet"
 	"github.com/mics-im/mics/internal/cohort"
@@ -135,21 +133,8 @@ func add(t *analysis.Track, was, is totals) {
 	t.Rates[analysis.RateLimited] = analysis.Rate{Bad: r.Bad, Total: r.Total + connects}
 }
 
-// grown is a histogram's growth; with other bounds, or a lower count, it is a new
-// one.
+// grown is a histogram's growth.
 func grown(was, is *gatewayv1.Histogram) analysis.Histogram {
-	out := analysis.Histogram{Bounds: is.GetBounds(), Counts: slices.Clone(is.GetCounts())}
-	if len(out.Counts) != len(out.Bounds)+1 {
-		return analysis.Histogram{} // none, or nonsense
-	}
-	if !slices.Equal(was.GetBounds(), is.GetBounds()) || len(was.GetCounts()) != len(out.Counts) {
-		return out
-	}
-	for i, c := range was.GetCounts() {
-		if c > out.Counts[i] {
-			return analysis.Histogram{Bounds: is.GetBounds(), Counts: slices.Clone(is.GetCounts())}
-		}
-		out.Counts[i] -= c
-	}
-	return out
+	d := fleet.BucketsOf(is).Since(fleet.BucketsOf(was))
+	return analysis.Histogram{Bounds: d.Bounds, Counts: d.Counts}
 }

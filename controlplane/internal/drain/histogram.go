@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/mics-im/mics/controlplane/internal/fleet"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
@@ -31,23 +32,10 @@ func (h histogram) total() (n uint64) {
 	return n
 }
 
-// difference is what was counted between a and b; all of b if a is of other bounds
-// or of another process.
+// difference is what was counted between a and b, see fleet.Buckets.Since.
 func difference(a, b histogram) histogram {
-	if !b.valid() {
-		return histogram{}
-	}
-	out := histogram{b.bounds, slices.Clone(b.counts)}
-	if !a.valid() || !slices.Equal(a.bounds, b.bounds) {
-		return out
-	}
-	for i := range a.counts {
-		if a.counts[i] > b.counts[i] {
-			return histogram{b.bounds, slices.Clone(b.counts)}
-		}
-		out.counts[i] -= a.counts[i]
-	}
-	return out
+	d := fleet.Buckets{Bounds: b.bounds, Counts: b.counts}.Since(fleet.Buckets{Bounds: a.bounds, Counts: a.counts})
+	return histogram{d.Bounds, d.Counts}
 }
 
 // plus adds two. Bounds that differ are merged: a count stays below the upper bound

@@ -160,7 +160,7 @@ func inTime(t *testing.T, auto bool, f func(t *testing.T, c *cluster, r *Runner)
 		var wg sync.WaitGroup
 		e := store.NewElector(store.ElectorConfig{Store: st, Name: "a", Telemetry: tel})
 		wg.Go(func() { e.Run(ctx, r.Duty) })
-		time.Sleep(3 * time.Second)
+		time.Sleep(3 * time.Second) // fake time
 		f(t, c, r)
 		cancel()
 		wg.Wait()
@@ -196,11 +196,11 @@ func TestAnOperatorEvensOut(t *testing.T) {
 		if res := ask(t, r, &controlv1.RebalanceRequest{SessionsPerSecond: 200}); !res.GetRunning() {
 			t.Fatalf("%v", res)
 		}
-		time.Sleep(5 * time.Second)
+		time.Sleep(5 * time.Second) // fake time
 		if res := ask(t, r, &controlv1.RebalanceRequest{}); !res.GetRunning() || res.GetNodes()[0].GetMoved() == 0 || res.GetNodes()[0].GetGives() != 2000 {
 			t.Errorf("under way: %v", res)
 		}
-		time.Sleep(10 * time.Second)
+		time.Sleep(10 * time.Second) // fake time
 		if a, b := c.sessions("a"), c.sessions("b"); a != 3000 || b != 3000 {
 			t.Errorf("%d and %d", a, b)
 		}
@@ -213,12 +213,12 @@ func TestAnOperatorEvensOut(t *testing.T) {
 func TestStop(t *testing.T) {
 	inTime(t, false, func(t *testing.T, c *cluster, r *Runner) {
 		ask(t, r, &controlv1.RebalanceRequest{SessionsPerSecond: 10})
-		time.Sleep(5 * time.Second)
+		time.Sleep(5 * time.Second) // fake time
 		if res := ask(t, r, &controlv1.RebalanceRequest{Cancel: true}); res.GetRunning() || c.stops != 1 {
 			t.Errorf("%v, %d gateways told", res, c.stops)
 		}
 		at := c.sessions("a")
-		time.Sleep(10 * time.Second)
+		time.Sleep(10 * time.Second) // fake time
 		if c.sessions("a") != at || at < 4900 {
 			t.Errorf("goes on: %d, then %d", at, c.sessions("a"))
 		}
@@ -230,13 +230,13 @@ func TestStop(t *testing.T) {
 
 func TestAutomatic(t *testing.T) {
 	inTime(t, true, func(t *testing.T, c *cluster, _ *Runner) {
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		if a := c.sessions("a"); a != 3000 {
 			t.Errorf("%d", a)
 		}
 	})
 	inTime(t, false, func(t *testing.T, c *cluster, _ *Runner) {
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		if a := c.sessions("a"); a != 5000 {
 			t.Errorf("moved without being told: %d", a)
 		}
@@ -246,13 +246,13 @@ func TestAutomatic(t *testing.T) {
 func TestAGatewayThatGoesEndsItsPart(t *testing.T) {
 	inTime(t, false, func(t *testing.T, c *cluster, r *Runner) {
 		ask(t, r, &controlv1.RebalanceRequest{SessionsPerSecond: 10})
-		time.Sleep(3 * time.Second)
+		time.Sleep(3 * time.Second) // fake time
 		c.mu.Lock()
 		for i := range c.nodes {
 			c.nodes[i].Phase = gatewayv1.Phase_PHASE_DRAINING
 		}
 		c.mu.Unlock()
-		time.Sleep(3 * time.Second)
+		time.Sleep(3 * time.Second) // fake time
 		if res := ask(t, r, &controlv1.RebalanceRequest{Preview: true}); res.GetRunning() {
 			t.Errorf("%v", res)
 		}

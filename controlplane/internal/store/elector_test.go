@@ -95,7 +95,7 @@ func TestOneThatCannotProlongStopsBeforeItsLeaseEnds(t *testing.T) {
 		a := start(t, f, "a")
 		synctest.Wait()
 		f.away.Store(true)
-		time.Sleep(store.DefaultLease - time.Millisecond)
+		time.Sleep(store.DefaultLease - time.Millisecond) // fake time
 		synctest.Wait()
 		if l, _ := s.Leader(t.Context()); l.Name == "a" && a.leads.Load() != 0 {
 			t.Error("it leads to the end of its lease")
@@ -104,7 +104,7 @@ func TestOneThatCannotProlongStopsBeforeItsLeaseEnds(t *testing.T) {
 			t.Errorf("it believes %+v, %t", l, mine)
 		}
 		f.away.Store(false)
-		time.Sleep(store.DefaultLease)
+		time.Sleep(store.DefaultLease) // fake time
 		synctest.Wait()
 		if a.leads.Load() != 1 {
 			t.Error("it does not lead again")
@@ -121,7 +121,7 @@ func TestAnEmptiedStoreDoesNotEndATenure(t *testing.T) {
 		if err := s.Resign(t.Context(), l.Instance); err != nil { // as a flush does
 			t.Fatal(err)
 		}
-		time.Sleep(store.DefaultLease)
+		time.Sleep(store.DefaultLease) // fake time
 		synctest.Wait()
 		if now, mine := a.Leader(); !mine || now.Term <= l.Term || a.leads.Load() != 1 || a.term.Load() != l.Term {
 			t.Errorf("leader %+v, mine %t, duties %d begun under term %d", now, mine, a.leads.Load(), a.term.Load())
