@@ -48,7 +48,7 @@ func TestV2ClientsMove(t *testing.T) {
 					delay > 50*time.Millisecond || (end-7500*time.Millisecond).Abs() > 10*time.Millisecond {
 					t.Errorf("%v after %v", m, asked)
 				}
-				time.Sleep(delay)
+				time.Sleep(delay) // fake time
 				moved[i] = time.Since(start)
 				// The home, when the client's other connection is admitted.
 				s.Freeze(t.Context(), session.Takeover{Code: session.CodeReplaced, Reason: "replaced", Resume: true})
@@ -90,9 +90,9 @@ func TestClientsThatDoNotMoveAreTold(t *testing.T) {
 		var told time.Time
 		go closedAt(c, &told)
 		go func() {
-			time.Sleep(2 * time.Second)
+			time.Sleep(2 * time.Second) // fake time
 			_ = dropped.Conn.Close() // it may come back, elsewhere, until the deadline
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // fake time
 			if w.reg.Len() != 2 {
 				t.Errorf("%d sessions are left", w.reg.Len())
 			}
@@ -162,7 +162,7 @@ func TestSuspendedSessionsAreHandedBackAtOnce(t *testing.T) {
 		r := w.reg.Router(session.RouterRef{ID: "r", Incarnation: 1})
 		w.reg.Deliver(s.ID(), session.NewDelivery(r, &gatewayv1.Delivery{Id: 1}))
 		go func() {
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(100 * time.Millisecond) // fake time
 			w.up.mu.Lock()
 			defer w.up.mu.Unlock()
 			if w.up.back != 1 || w.reg.Len() != 1 {
@@ -180,7 +180,7 @@ func TestAV2SessionThatOpensMeanwhileIsAsked(t *testing.T) {
 		w.up.moves = true
 		s, c, open := w.opening(2)
 		go func() {
-			time.Sleep(2 * time.Second)
+			time.Sleep(2 * time.Second) // fake time
 			open()
 			if migrate(c) == nil {
 				t.Error("it was not asked")

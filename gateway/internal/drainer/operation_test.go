@@ -75,7 +75,7 @@ func (d *directed) drains(req *gatewayv1.DrainRequest) *gatewayv1.DrainProgress 
 
 // after lets fake time pass and returns how far the drain is then.
 func (d *directed) after(wait time.Duration) *gatewayv1.DrainProgress {
-	time.Sleep(wait)
+	time.Sleep(wait) // fake time
 	synctest.Wait()
 	return d.Progress()
 }
@@ -99,7 +99,7 @@ func (d *directed) crowd(n int) *crowd {
 			c.mu.Lock()
 			c.asked[i] = append(c.asked[i], m.GetUrl())
 			c.mu.Unlock()
-			time.Sleep(time.Duration(m.GetDelayMs()) * time.Millisecond)
+			time.Sleep(time.Duration(m.GetDelayMs()) * time.Millisecond) // fake time
 			if _, ok := s.Freeze(context.Background(), session.Takeover{Code: session.CodeReplaced, Reason: "replaced", Resume: true}); ok {
 				c.mu.Lock()
 				c.moved++
@@ -234,7 +234,7 @@ func TestUndrain(t *testing.T) {
 			t.Error("it had begun")
 		}
 		d.went(draining, serving)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // fake time
 		if n := d.reg.Len(); !near(uint64(n), 60) {
 			t.Errorf("%d sessions are left", n)
 		}
@@ -310,7 +310,7 @@ func TestFinishGoesByTheSlotAndHearsRepeats(t *testing.T) {
 		c := d.crowd(60)
 		d.End()
 		go func() {
-			time.Sleep(2 * time.Second)
+			time.Sleep(2 * time.Second) // fake time
 			d.drains(order(20, time.Hour, &gatewayv1.Target{NodeId: "g3", Url: "ws://g3/ws"}))
 		}()
 		start := time.Now()

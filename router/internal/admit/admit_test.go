@@ -251,7 +251,7 @@ func TestAfterAStallOnlyWhoStillWaitsIsLetIn(t *testing.T) {
 		gaveUp, waits := make(chan error), make(chan error)
 		go func() { gaveUp <- open(ctx, 6) }()
 		go func() { waits <- open(t.Context(), 7) }()
-		time.Sleep(300 * time.Millisecond)
+		time.Sleep(300 * time.Millisecond) // fake time
 		giveUp()
 		if err := <-gaveUp; err == nil {
 			t.Error("let in although it had gone")

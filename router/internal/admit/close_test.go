@@ -86,7 +86,7 @@ func TestTheNextSessionKnowsWhatTheLastOneTook(t *testing.T) {
 		ended := closed(5, 1, final)
 		ended.RecentKeys, ended.RecentAges = []byte("0123456789abcdef"), []byte{7}
 		home.closes(1, ended)
-		time.Sleep(3 * time.Second)
+		time.Sleep(3 * time.Second) // fake time
 		if res := home.opens(2, 6, "ann", "tablet"); len(res.RecentKeys) > 0 {
 			t.Errorf("another device knows %q", res.RecentKeys)
 		}

@@ -139,7 +139,7 @@ func TestARefusedResumeHarmsNothing(t *testing.T) {
 		bens := n.opens(1, 6, "ben", "phone").ResumeToken
 		tablets := n.opens(1, 7, "ann", "tablet").ResumeToken
 		asked := len(c.asked)
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // fake time
 		foreign := func(r *routerv1.OpenSessionRequest) {
 			r.ResumeToken = c.tokens.Seal(token.Claims{
 				Kind: token.Migrate, Deadline: time.Now().Add(time.Hour),
@@ -190,7 +190,7 @@ func TestAResumeThatIsAskedTwice(t *testing.T) {
 		good := c.nodes[1].migrate(1, 5, 1, time.Minute)
 		c.noAuth()
 		one := n.resumes(2, 6, good, 8)
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond) // fake time
 		two := c.nodes[1].resumes(2, 6, good, 8)
 		if !one.Resumed || !two.Resumed || one.ResumeToken != two.ResumeToken || two.Epoch != 2 || !two.Migrating || one.FrozenMs != 0 || two.FrozenMs != 20 {
 			t.Errorf("got %v and %v", one, two)

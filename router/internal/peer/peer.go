@@ -65,7 +65,7 @@ type Hooks struct {
 	Moved func(n int)
 	// Overflowed counts what was not passed on because too much waited: marks of
 	// users, for which everything is sent anew later, and records of sent
-	// messages, which are not.
+	// messages and of what devices took, which are not.
 	Overflowed func(n int)
 	// CopiesRefused counts entries of other routers for which there was no room.
 	CopiesRefused func(n int)

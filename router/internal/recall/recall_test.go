@@ -28,7 +28,7 @@ func TestKeysAgeAndGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := New(func(int) { t.Error("forgot something") })
 		m.Ended(phone, keys(2, 10))
-		time.Sleep(3500 * time.Millisecond)
+		time.Sleep(3500 * time.Millisecond) // fake time
 		if got := m.Of(phone); !bytes.Equal(got.Keys, keys(2, 0).Keys) || !bytes.Equal(got.Ages, []byte{14, 14}) {
 			t.Errorf("kept %v", got)
 		}
@@ -38,11 +38,11 @@ func TestKeysAgeAndGo(t *testing.T) {
 		if got := m.Of(phone); !bytes.Equal(got.Ages, []byte{14, 14, 0}) {
 			t.Errorf("of two sessions: ages %v", got.Ages)
 		}
-		time.Sleep(32 * time.Second)
+		time.Sleep(32 * time.Second) // fake time
 		if got := m.Of(phone); !bytes.Equal(got.Ages, []byte{32}) {
 			t.Errorf("later: ages %v", got.Ages)
 		}
-		time.Sleep(13 * time.Second)
+		time.Sleep(13 * time.Second) // fake time
 		if got := m.Of(phone); len(got.Ages) != 0 || m.keys != 0 || len(m.order) != 0 || len(m.devices) != 0 {
 			t.Errorf("too old: %v, %d keys", got, m.keys)
 		}

@@ -78,16 +78,16 @@ func TestTheDeadStayForAWhile(t *testing.T) {
 		if len(tb.Read()) != 1 {
 			t.Fatal("gone at once")
 		}
-		time.Sleep(keepDead - time.Second)
+		time.Sleep(keepDead - time.Second) // fake time
 		alive = true
 		tb.Read() // out of reach for a while only
 		alive = false
 		tb.Read()
-		time.Sleep(keepDead - time.Second)
+		time.Sleep(keepDead - time.Second) // fake time
 		if len(tb.Read()) != 1 {
 			t.Fatal("the time is counted from its end")
 		}
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // fake time
 		if len(tb.Read()) != 0 {
 			t.Error("kept for ever")
 		}
