@@ -12,7 +12,10 @@ import (
 	"github.com/mics-im/mics/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m) }
+func TestMain(m *testing.M) {
+	// rueidis closes what a cluster client did not need five seconds later.
+	testkit.MainWithin(m, 20*time.Second)
+}
 
 func open(t *testing.T, connection string) *Store {
 	t.Helper()
