@@ -91,8 +91,8 @@ func TestClientsThatDoNotMoveAreTold(t *testing.T) {
 		go closedAt(c, &told)
 		go func() {
 			time.Sleep(2 * time.Second) // fake time
-			_ = dropped.Conn.Close() // it may come back, elsewhere, until the deadline
-			time.Sleep(time.Second) // fake time
+			_ = dropped.Conn.Close()    // it may come back, elsewhere, until the deadline
+			time.Sleep(time.Second)     // fake time
 			if w.reg.Len() != 2 {
 				t.Errorf("%d sessions are left", w.reg.Len())
 			}

@@ -257,7 +257,7 @@ func TestAResumedSessionKeepsSeqsWhateverTheKeys(t *testing.T) {
 		a, home := w.router("a"), w.router("home")
 		s := dropped(t, w, a)
 		s.Deliver(a.delivery("again"))
-		time.Sleep(keyLife) // fake time
+		time.Sleep(keyLife)            // fake time
 		s.Deliver(a.delivery("again")) // another message by now
 		got := <-freezeFor(t.Context(), s, resume(2))
 		next, c := w.connect(2)
