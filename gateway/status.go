@@ -20,6 +20,7 @@ func (g *Gateway) complete(res *gatewayv1.StatusResponse) {
 	res.Drain = g.drainer.Progress()
 	c := g.steerer.Counts()
 	res.RuleGeneration, res.SessionsMisplaced, res.SessionsMisplacedV1, res.SessionsOfCanary = c.Generation, c.Misplaced, c.MisplacedV1, c.OfCanary
+	res.SessionsByPlace = c.Places
 }
 
 func histogram(bounds []float64, counts []uint64) *gatewayv1.Histogram {

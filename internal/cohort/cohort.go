@@ -74,6 +74,11 @@ func (r Rule) Canary(tenant, user string) bool {
 	return place(r.salt, tenant, user) < r.weight
 }
 
+// Place is the user's among Full: without tenant lists he belongs to the canary at
+// every weight above it. Raising the weight from one place to the next adds
+// whoever has it.
+func (r Rule) Place(tenant, user string) uint32 { return uint32(place(r.salt, tenant, user)) }
+
 // Track is the track that the user belongs to. Without a rule it is empty: the
 // user is welcome anywhere.
 func (r Rule) Track(tenant, user string) string {

@@ -35,17 +35,25 @@ type steered struct {
 	gatewayv1connect.UnimplementedGatewayServiceHandler
 	all  *tracks
 	info *gatewayv1.GatewayInfo
-	rule cohort.Rule // guarded by all.mu
+	rule cohort.Rule // guarded by all.mu, like places
+	// places: Status tells them.
+	places bool
 }
 
 func (s *steered) Status(context.Context, *connect.Request[gatewayv1.StatusRequest]) (*connect.Response[gatewayv1.StatusResponse], error) {
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
 	res := &gatewayv1.StatusResponse{Gateway: s.info, RuleGeneration: s.rule.Generation(), RoutersLinked: 1}
+	if s.places {
+		res.SessionsByPlace = make([]uint32, cohort.Full)
+	}
 	for user, track := range s.all.at {
 		if track == s.info.GetTrack() {
 			res.Sessions++
 			res.SessionsV2++
+			if s.places {
+				res.SessionsByPlace[s.rule.Place("demo", user)]++
+			}
 			if s.rule.Canary("demo", user) {
 				res.SessionsOfCanary++
 			}
@@ -57,7 +65,7 @@ func (s *steered) Status(context.Context, *connect.Request[gatewayv1.StatusReque
 func (s *steered) Steer(_ context.Context, r *connect.Request[gatewayv1.SteerRequest]) (*connect.Response[gatewayv1.SteerResponse], error) {
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
-	s.rule = cohort.Compile(r.Msg.GetRule())
+	s.rule, s.places = cohort.Compile(r.Msg.GetRule()), r.Msg.GetCountPlaces()
 	for user, track := range s.all.at {
 		if track == s.info.GetTrack() {
 			s.all.at[user] = s.rule.Track("demo", user)

@@ -88,7 +88,7 @@ func (c *caller) steer(ctx context.Context, snap *fleet.Snapshot, o plan.Orders,
 			Rule: &gatewayv1.CanaryRule{
 				Generation: o.Rule.Generation, Salt: o.Rule.Salt, Weight: o.Rule.Weight, Tenants: o.Tenants, TenantsDenied: o.Denied,
 			},
-			GatewayIncarnation: n.Incarnation, SessionsPerSecond: o.Pace[n.ID], MoveV1: o.MoveV1,
+			GatewayIncarnation: n.Incarnation, SessionsPerSecond: o.Pace[n.ID], MoveV1: o.MoveV1, CountPlaces: o.CountPlaces,
 			Stable: targets(o.Stable), Canary: targets(o.Canary),
 		})
 		if err != nil {

@@ -45,6 +45,7 @@ type cluster struct {
 type node struct {
 	id, track, version string
 	rule               cohort.Rule
+	places             bool // are told
 }
 
 // flaky is a store that fails when told.
@@ -131,11 +132,17 @@ func (c *cluster) snapshot() *fleet.Snapshot {
 			RuleGeneration: n.rule.Generation(), ConnectsTotal: c.seq, ResidentBytes: 60 << 20,
 			AcceptMs: &gatewayv1.Histogram{Bounds: []float64{10, 100}, Counts: []uint64{10 * c.seq, c.seq, 0}},
 		}
+		if n.places {
+			st.SessionsByPlace = make([]uint32, cohort.Full)
+		}
 		for u, at := range c.users {
 			if at != n {
 				continue
 			}
 			st.Sessions++
+			if n.places {
+				st.SessionsByPlace[n.rule.Place("t", u)]++
+			}
 			st.SessionsV2++
 			if n.rule.Canary("t", u) {
 				st.SessionsOfCanary++
@@ -164,7 +171,7 @@ func (c *cluster) steer(_ context.Context, n fleet.Node, req *gatewayv1.SteerReq
 		if req.GetRule().GetGeneration() < g.rule.Generation() {
 			c.t.Errorf("%s got generation %d after %d", g.id, req.GetRule().GetGeneration(), g.rule.Generation())
 		}
-		g.rule = cohort.Compile(req.GetRule())
+		g.rule, g.places = cohort.Compile(req.GetRule()), req.GetCountPlaces()
 		moves := int(req.GetSessionsPerSecond())
 		for u, at := range c.users {
 			if tr := g.rule.Track("t", u); at == g && tr != g.track && moves > 0 {

@@ -294,7 +294,7 @@ func observe(s *fleet.Snapshot) plan.Observation {
 			ID: n.ID, Incarnation: n.Incarnation, Track: n.Track, Version: n.Version, ClientURL: n.ClientURL,
 			Reached: !n.Unreachable && st != nil, Serving: !n.Unreachable && st != nil && n.Phase == gatewayv1.Phase_PHASE_SERVING,
 			Sessions: n.Sessions, SessionsV2: n.SessionsV2, OfCanary: st.GetSessionsOfCanary(), Misplaced: st.GetSessionsMisplaced(),
-			MisplacedV1: st.GetSessionsMisplacedV1(), Generation: st.GetRuleGeneration(),
+			MisplacedV1: st.GetSessionsMisplacedV1(), Generation: st.GetRuleGeneration(), Places: st.GetSessionsByPlace(),
 		})
 	}
 	return o

@@ -59,6 +59,9 @@ type Counts struct {
 	// Misplaced sessions are on the wrong track; MisplacedV1 of them are of V1
 	// clients; OfCanary are those whose users belong to the canary.
 	Misplaced, MisplacedV1, OfCanary uint64
+	// Places are all sessions by their users' places; nil if nobody wants to know.
+	// Nobody changes it.
+	Places []uint32
 }
 
 // Steerer is safe for concurrent use.
@@ -79,6 +82,7 @@ type Steerer struct {
 	rule    cohort.Rule // guarded by mu, like what follows
 	pace    float64
 	moveV1  bool
+	places  bool // are to be counted
 	counts  Counts
 	counted time.Time
 	ruled   time.Time // when the rule came
@@ -155,7 +159,7 @@ func (s *Steerer) Steer(req *gatewayv1.SteerRequest) (*gatewayv1.SteerResponse, 
 	}
 	generation := req.GetRule().GetGeneration()
 	if generation >= s.rule.Generation() {
-		s.pace, s.moveV1 = req.GetSessionsPerSecond(), req.GetMoveV1()
+		s.pace, s.moveV1, s.places = req.GetSessionsPerSecond(), req.GetMoveV1(), req.GetCountPlaces()
 		s.stable.Set(req.GetStable())
 		s.canary.Set(req.GetCanary())
 	}
@@ -230,6 +234,9 @@ func (s *Steerer) loop() {
 // scan looks at all sessions: it counts, and queues who is to be asked. mu is held.
 func (s *Steerer) scan() {
 	c := Counts{Generation: s.rule.Generation()}
+	if s.places {
+		c.Places = make([]uint32, cohort.Full)
+	}
 	s.looks++
 	s.o.Registry.Walk(func(one *session.Session) bool {
 		stage := one.Stage()
@@ -237,6 +244,9 @@ func (s *Steerer) scan() {
 			return true
 		}
 		id := one.Identity()
+		if c.Places != nil {
+			c.Places[s.rule.Place(id.Tenant, id.User)]++
+		}
 		track := s.rule.Track(id.Tenant, id.User)
 		if track == cohort.Canary {
 			c.OfCanary++

@@ -24,7 +24,10 @@ type Node struct {
 	Misplaced   uint64
 	MisplacedV1 uint64 // of them
 	Generation  uint64 // of its rule
-	ClientURL   string
+	// Places are the sessions by their users' places, by the rule's salt; nil: it
+	// was not asked, or is of a version that does not tell.
+	Places    []uint32
+	ClientURL string
 }
 
 // Observation is what is seen of the fleet at a moment.
@@ -40,6 +43,9 @@ type Population struct {
 	Stable, Canary Group
 	// OfCanary is how many sessions belong to the canary by the rule.
 	OfCanary uint64
+	// Places are all sessions by their users' places; nil if a gateway does not tell,
+	// or not by the newest rule.
+	Places []uint64
 	// Current: every gateway that answers decides by the newest rule.
 	Current bool
 }
@@ -78,7 +84,8 @@ func (p Population) movable(v1 bool) uint64 {
 
 // Count sums the gateways that answer.
 func Count(nodes []Node, generation uint64) Population {
-	p := Population{Current: true}
+	p := Population{Current: true, Places: make([]uint64, cohort.Full)}
+	told := true
 	for _, n := range nodes {
 		if !n.Reached {
 			continue
@@ -100,6 +107,13 @@ func Count(nodes []Node, generation uint64) Population {
 		if n.Generation != generation {
 			p.Current = false
 		}
+		told = told && len(n.Places) == len(p.Places)
+		for i := range min(len(n.Places), len(p.Places)) {
+			p.Places[i] += uint64(n.Places[i])
+		}
+	}
+	if !told || !p.Current {
+		p.Places = nil
 	}
 	slices.Sort(p.Stable.Versions)
 	slices.Sort(p.Canary.Versions)

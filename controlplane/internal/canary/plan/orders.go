@@ -20,6 +20,8 @@ type Orders struct {
 	Rule            Rule
 	Tenants, Denied []string
 	MoveV1          bool
+	// CountPlaces: gateways are to tell Node.Places.
+	CountPlaces bool
 	// Pace is how many sessions per second each gateway moves, by node; one that
 	// is not named moves none.
 	Pace map[string]float64
@@ -38,13 +40,14 @@ func Give(s State, nodes []Node) Orders {
 	o := Orders{
 		Rule: s.Rule, Tenants: s.Spec.Tenants, Denied: s.Spec.Denied, MoveV1: s.Spec.MoveV1, Weight: s.Target,
 		Stable: targets(nodes, cohort.Stable), Canary: targets(nodes, cohort.Canary), Pace: map[string]float64{},
+		CountPlaces: s.Phase.onTrial() && s.whole(),
 	}
 	if s.Phase == Replacing {
 		o.Version, o.Drain = s.Version, s.Old(nodes)
 	}
 	// An aborted or promoted canary stays the rule: whoever is on a canary gateway
 	// all the same has to go.
-	if !s.Paused {
+	if !s.Paused && !s.Aiming {
 		pace(&o, s, nodes)
 	}
 	return o

@@ -16,9 +16,9 @@ const (
 	// tolerance is how far the share may be from the weight, and which part of all
 	// sessions may be on the wrong track, for a bake to count.
 	tolerance = 0.01
-	// aim is how near the rule is brought to the weight, adjustments how often in
-	// one step.
-	aim         = 0.004
+	// near is what the share may miss without an adjustment of the rule, adjustments
+	// how often there is one in a step.
+	near        = 0.004
 	adjustments = 8
 	// calm is for how long sessions have to be where they are wanted before they are
 	// counted: one that moves may be seen on both gateways, or on neither.
@@ -65,32 +65,64 @@ func steps(w []uint32) string {
 }
 
 // toward begins a step: sessions move until the share is the target.
-//
-// The rule decides by a hash, so the share that it gives is the weight only on
-// average: of 5,000 sessions 50 per cent are 48.6 to 51.4 in 19 of 20 cases. To be
-// exact the rule stops short of the target at first and then goes the rest of the
-// way, once it is known what it gives: never back, so that nobody moves twice.
 func (s State) toward(step int, target uint32, p Population, at time.Time) State {
-	s.Falling = target < s.Rule.Weight
-	weight := target
-	s.Margin, s.Population = 0, p.Total()
-	// Down from where nobody has been yet some would go up first.
-	direct := s.Falling && s.Phase == Moving
-	if n := float64(p.Total()); n > 0 && target > 0 && target < cohort.Full && s.whole() && !direct {
-		w := float64(target) / cohort.Full
-		// Three standard deviations; users with several devices make it wider.
-		s.Margin = uint32(math.Round(min(4*math.Sqrt(w*(1-w)/n), min(w, 1-w)/3) * cohort.Full))
-		if s.Falling {
-			weight = min(target+s.Margin, s.Rule.Weight)
-		} else {
-			weight = max(target-s.Margin, s.Rule.Weight)
-		}
+	falling := target < s.Target
+	s.Turned = s.Phase == Moving && (s.Turned || s.Falling || falling)
+	s.Step, s.Target, s.Falling, s.Adjusted, s.Baked, s.Population = step, target, falling, 0, 0, p.Total()
+	if s.partial() && p.Places == nil {
+		s = s.rule(s.Rule.Weight)
+		s.Aiming = true
+	} else {
+		s = s.rule(s.aim(p))
 	}
-	s.Step, s.Target, s.Adjusted, s.Baked = step, target, 0, 0
-	s = s.rule(weight)
 	s.History = s.History.Restart(s.alone())
 	s.Verdict = analysis.Verdict{}
 	return s.enter(Moving, at)
+}
+
+// partial tells whether the target is a share of all sessions, neither none nor all.
+func (s State) partial() bool { return s.Target > 0 && s.Target < cohort.Full && s.whole() }
+
+// aim returns the weight of the rule whose share is the nearest to the target.
+//
+// The rule decides by a hash, so the share that it gives is its weight only on
+// average: of 5,000 sessions 50 per cent are 48.6 to 51.4 in 19 of 20 cases. Which
+// weight gives which share of those who are connected is known when gateways tell
+// their places. It is never on the other side of the weight in force than the step
+// is, so that nobody moves twice, and not far from the target, because whoever is
+// connected now may be a poor sample of all.
+func (s State) aim(p Population) uint32 {
+	if !s.partial() || p.Places == nil || p.Total() == 0 {
+		if s.Falling {
+			return min(s.Target, s.Rule.Weight)
+		}
+		return max(s.Target, s.Rule.Weight)
+	}
+	share := float64(s.Target) / cohort.Full
+	// Ten standard deviations: users with several devices make the share wider.
+	margin := uint32(math.Ceil(10 * math.Sqrt(share*(1-share)/float64(max(p.Total(), s.Population))) * cohort.Full))
+	low, high := s.Target-min(margin, s.Target), min(s.Target+margin, cohort.Full)
+	if s.Falling {
+		high = min(high, s.Rule.Weight)
+		low = min(low, high)
+	} else {
+		low = max(low, s.Rule.Weight)
+		high = max(low, high)
+	}
+	miss := func(sessions uint64) float64 { return math.Abs(float64(sessions) - share*float64(p.Total())) }
+	distance := func(weight uint32) uint32 { return max(weight, s.Target) - min(weight, s.Target) }
+	below := uint64(0) // sessions whose place is below the weight
+	for _, n := range p.Places[:low] {
+		below += n
+	}
+	best, least := low, miss(below)
+	for weight := low + 1; weight <= high; weight++ {
+		below += p.Places[weight-1]
+		if m := miss(below); m < least || m == least && distance(weight) < distance(best) {
+			best, least = weight, m
+		}
+	}
+	return best
 }
 
 // whole tells whether the weight is of all users.
@@ -100,7 +132,7 @@ func (s State) whole() bool { return len(s.Spec.Tenants)+len(s.Spec.Denied) == 0
 func (s State) alone() bool { return s.Target == cohort.Full && s.whole() }
 
 func (s State) rule(weight uint32) State {
-	s.Rule.Weight, s.Settled = weight, time.Time{}
+	s.Rule.Weight, s.Aiming, s.Settled = weight, false, time.Time{}
 	s.Rule.Generation++
 	return s
 }
@@ -208,9 +240,13 @@ func (s State) moving(p Population, at time.Time) State {
 		s.Waits = "paused"
 		return s
 	}
+	// A gateway is cut off, or clients are: those who are here say little of all.
+	scarce := p.Total() < s.Population/2 && at.Sub(s.Since) < absence
+	if s.Aiming && p.Current && !scarce { // who tells no places by now does not know how
+		return s.rule(s.aim(p))
+	}
 	ok, why := s.settled(p)
-	if ok && p.Total() < s.Population/2 && at.Sub(s.Since) < absence {
-		// A gateway is cut off, or clients are: those who are here say little of all.
+	if ok && scarce {
 		ok, why = false, fmt.Sprintf("%d of %d sessions are connected", p.Total(), s.Population)
 	}
 	switch {
@@ -231,28 +267,16 @@ func (s State) moving(p Population, at time.Time) State {
 	return s.enter(Baking, at)
 }
 
-// adjust brings the rule nearer to the target, in the step's direction only.
+// adjust brings the rule nearer to the target, in the step's direction only, when
+// people have come and gone while sessions moved.
 func (s State) adjust(p Population) (State, bool) {
-	if s.Target == 0 || s.Target == cohort.Full || !s.whole() || p.Total() == 0 || s.Adjusted >= adjustments {
+	if !s.partial() || p.Places == nil || s.Turned || s.Adjusted >= adjustments {
 		return s, false
 	}
-	missing := float64(s.Target)/cohort.Full - p.ByRule()
-	if s.Falling {
-		missing = -missing
-	}
-	// Less than half a session cannot be met better.
-	if missing <= max(aim, 0.5/float64(p.Total())) {
+	if math.Abs(float64(s.Target)/cohort.Full-p.ByRule()) <= near {
 		return s, false
 	}
-	// Whoever is added is added by chance too, with all his devices: not further than
-	// what is likely not to go beyond the target.
-	sigma := math.Sqrt(2 * missing / float64(p.Total()))
-	by := uint32(math.Ceil(max(missing/3, missing-2*sigma) * cohort.Full))
-	// Whoever is connected now may be a poor sample of all.
-	weight := min(s.Rule.Weight+by, s.Target+s.Margin)
-	if s.Falling {
-		weight = max(s.Rule.Weight-min(by, s.Rule.Weight), s.Target-min(s.Margin, s.Target))
-	}
+	weight := s.aim(p)
 	if weight == s.Rule.Weight {
 		return s, false
 	}

@@ -1,8 +1,11 @@
 package plan
 
 import (
+	"fmt"
+	"math"
 	"testing"
 
+	"github.com/mics-im/mics/internal/cohort"
 	"pgregory.net/rapid"
 )
 
@@ -54,4 +57,45 @@ func TestWhateverOperatorsDo(t *testing.T) {
 			rt.Fatalf("still %s at %s: %s", w.state.Phase, Percent(w.state.Target), w.state.Waits)
 		}
 	})
+}
+
+// However many there are, and whichever the canary's salt: at every step the share
+// is as near to the weight as whole users allow, and never off by more than a point
+// where those are enough.
+func TestTheShareIsTheWeight(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(t, rapid.IntRange(100, 1500).Draw(rt, "users"))
+		most := rapid.IntRange(1, 4).Draw(rt, "devices at most")
+		salt := rapid.IntRange(0, 1<<30).Draw(rt, "salt")
+		for _, u := range w.users {
+			u.name += fmt.Sprint("-", salt)
+			u.devices = rapid.IntRange(1, most).Draw(rt, "devices")
+		}
+		steps := []uint32{rapid.Uint32Range(1, 3000).Draw(rt, "first"), rapid.Uint32Range(3001, 9000).Draw(rt, "second")}
+		w.begin(spec(steps...))
+		for i, weight := range steps {
+			w.until("baking", func(s State) bool { return s.Phase == Baking && s.Step == i })
+			p := Count(w.observe().Nodes, w.state.Rule.Generation)
+			off := math.Abs(float64(p.Canary.Sessions) - float64(weight)/cohort.Full*float64(p.Total()))
+			// Users at the same place come together: one of two, or the other.
+			most := uint64(0)
+			for _, n := range p.Places {
+				most = max(most, n)
+			}
+			if allowed := max(float64(most)/2, near*float64(p.Total())) + 1e-9; off > allowed {
+				rt.Fatalf("at %s: %d of %d sessions, off by %.1f, %.1f at most", Percent(weight), p.Canary.Sessions, p.Total(), off, allowed)
+			}
+		}
+	})
+}
+
+// Gateways that do not tell places get the weight itself.
+func TestOldGateways(t *testing.T) {
+	w := newWorld(t, 2000)
+	w.old = true
+	w.begin(spec(500, 5000))
+	w.until("baking at 50 %", func(s State) bool { return s.Phase == Baking && s.Step == 1 })
+	if got := w.state.Rule.Weight; got != 5000 {
+		t.Errorf("weight %d", got)
+	}
 }

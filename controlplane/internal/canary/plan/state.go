@@ -129,14 +129,17 @@ type State struct {
 	Step   int    `json:"step"`
 	Target uint32 `json:"target"`
 	Rule   Rule   `json:"rule"`
-	// Adjusted counts how often the rule was brought nearer to the target in this
-	// step; Falling tells that this step lowers the weight.
-	Adjusted int `json:"adjusted,omitempty"`
-	// Margin is how far the rule's weight may be from the target, in either
-	// direction; Population is how many sessions there were when it was reckoned.
-	Margin     uint32 `json:"margin,omitempty"`
+	// Aiming tells that the rule has the weight of before still, because it is not
+	// known yet which one gives the target, and nobody moves; Adjusted counts how often
+	// it was brought nearer to the target since; Falling tells that this step lowers
+	// the weight; Turned, that it began while sessions moved the other way, which they
+	// would again if the rule was adjusted.
+	Aiming   bool `json:"aiming,omitempty"`
+	Turned   bool `json:"turned,omitempty"`
+	Adjusted int  `json:"adjusted,omitempty"`
+	Falling  bool `json:"falling,omitempty"`
+	// Population is how many sessions there were when the step began.
 	Population uint64 `json:"population,omitempty"`
-	Falling    bool   `json:"falling,omitempty"`
 	// Settled is since when sessions have been where the rule wants them.
 	Settled time.Time `json:"settled,omitzero"`
 	// Baked is for how long the step has been as it is to be; it counts only while

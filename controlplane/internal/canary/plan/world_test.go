@@ -27,12 +27,14 @@ type world struct {
 	bad, silent bool
 	looked      time.Time
 	deaf        string // a gateway that does not take rules
+	old         bool   // gateways do not know how to tell places
 }
 
 type gw struct {
 	id, track, version string
 	down               bool
 	rule               cohort.Rule
+	places             bool // are told
 }
 
 type user struct {
@@ -66,6 +68,9 @@ func (w *world) observe() Observation {
 			continue
 		}
 		by[g] = &Node{ID: g.id, Track: g.track, Version: g.version, Serving: true, Reached: true, Generation: g.rule.Generation(), ClientURL: "ws://" + g.id}
+		if g.places {
+			by[g].Places = make([]uint32, cohort.Full)
+		}
 	}
 	for _, u := range w.users {
 		n := by[u.at]
@@ -76,6 +81,9 @@ func (w *world) observe() Observation {
 		n.Sessions += d
 		if !u.v1 {
 			n.SessionsV2 += d
+		}
+		if n.Places != nil {
+			n.Places[u.at.rule.Place(u.tenant, u.name)] += uint32(u.devices)
 		}
 		if u.at.rule.Canary(u.tenant, u.name) {
 			n.OfCanary += d
@@ -117,7 +125,7 @@ func (w *world) tick() {
 	left := map[*gw]float64{}
 	for _, g := range w.nodes {
 		if g.id != w.deaf {
-			g.rule = rule
+			g.rule, g.places = rule, orders.CountPlaces && !w.old
 		}
 		left[g] = orders.Pace[g.id]
 	}

@@ -1433,8 +1433,12 @@ type StatusResponse struct {
 	SessionsMax uint64 `protobuf:"varint,23,opt,name=sessions_max,json=sessionsMax,proto3" json:"sessions_max,omitempty"`
 	// Those of sessions_misplaced that are of V1 clients.
 	SessionsMisplacedV1 uint64 `protobuf:"varint,24,opt,name=sessions_misplaced_v1,json=sessionsMisplacedV1,proto3" json:"sessions_misplaced_v1,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// All sessions by the place that the rule's hash gives their users among 10,000,
+	// so that the sum of those below a weight is how many belong to the canary at that
+	// weight. Only if Steer asked to count places.
+	SessionsByPlace []uint32 `protobuf:"varint,25,rep,packed,name=sessions_by_place,json=sessionsByPlace,proto3" json:"sessions_by_place,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -1633,6 +1637,13 @@ func (x *StatusResponse) GetSessionsMisplacedV1() uint64 {
 		return x.SessionsMisplacedV1
 	}
 	return 0
+}
+
+func (x *StatusResponse) GetSessionsByPlace() []uint32 {
+	if x != nil {
+		return x.SessionsByPlace
+	}
+	return nil
 }
 
 // Histogram counts from the process's start.
@@ -2531,8 +2542,10 @@ type SteerRequest struct {
 	// V1 sessions are moved too, by 4200.
 	MoveV1 bool `protobuf:"varint,4,opt,name=move_v1,json=moveV1,proto3" json:"move_v1,omitempty"`
 	// Where to, by track.
-	Stable        []*Target `protobuf:"bytes,5,rep,name=stable,proto3" json:"stable,omitempty"`
-	Canary        []*Target `protobuf:"bytes,6,rep,name=canary,proto3" json:"canary,omitempty"`
+	Stable []*Target `protobuf:"bytes,5,rep,name=stable,proto3" json:"stable,omitempty"`
+	Canary []*Target `protobuf:"bytes,6,rep,name=canary,proto3" json:"canary,omitempty"`
+	// Status is to tell sessions_by_place.
+	CountPlaces   bool `protobuf:"varint,7,opt,name=count_places,json=countPlaces,proto3" json:"count_places,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2607,6 +2620,13 @@ func (x *SteerRequest) GetCanary() []*Target {
 		return x.Canary
 	}
 	return nil
+}
+
+func (x *SteerRequest) GetCountPlaces() bool {
+	if x != nil {
+		return x.CountPlaces
+	}
+	return false
 }
 
 type SteerResponse struct {
@@ -2785,7 +2805,7 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\"&\n" +
 	"\fKickResponse\x12\x16\n" +
 	"\x06kicked\x18\x01 \x01(\rR\x06kicked\"\x0f\n" +
-	"\rStatusRequest\"\xd7\b\n" +
+	"\rStatusRequest\"\x83\t\n" +
 	"\x0eStatusResponse\x126\n" +
 	"\agateway\x18\x01 \x01(\v2\x1c.mics.gateway.v1.GatewayInfoR\agateway\x12\x1a\n" +
 	"\bsessions\x18\x02 \x01(\x04R\bsessions\x12\x1f\n" +
@@ -2812,7 +2832,8 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x12sessions_misplaced\x18\x15 \x01(\x04R\x11sessionsMisplaced\x12,\n" +
 	"\x12sessions_of_canary\x18\x16 \x01(\x04R\x10sessionsOfCanary\x12!\n" +
 	"\fsessions_max\x18\x17 \x01(\x04R\vsessionsMax\x122\n" +
-	"\x15sessions_misplaced_v1\x18\x18 \x01(\x04R\x13sessionsMisplacedV1\";\n" +
+	"\x15sessions_misplaced_v1\x18\x18 \x01(\x04R\x13sessionsMisplacedV1\x12*\n" +
+	"\x11sessions_by_place\x18\x19 \x03(\rR\x0fsessionsByPlace\";\n" +
 	"\tHistogram\x12\x16\n" +
 	"\x06bounds\x18\x01 \x03(\x01R\x06bounds\x12\x16\n" +
 	"\x06counts\x18\x02 \x03(\x04R\x06counts\"\xa3\x02\n" +
@@ -2887,14 +2908,15 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x04salt\x18\x02 \x01(\tR\x04salt\x12\x16\n" +
 	"\x06weight\x18\x03 \x01(\rR\x06weight\x12\x18\n" +
 	"\atenants\x18\x04 \x03(\tR\atenants\x12%\n" +
-	"\x0etenants_denied\x18\x05 \x03(\tR\rtenantsDenied\"\x9b\x02\n" +
+	"\x0etenants_denied\x18\x05 \x03(\tR\rtenantsDenied\"\xbe\x02\n" +
 	"\fSteerRequest\x12/\n" +
 	"\x04rule\x18\x01 \x01(\v2\x1b.mics.gateway.v1.CanaryRuleR\x04rule\x12/\n" +
 	"\x13gateway_incarnation\x18\x02 \x01(\x04R\x12gatewayIncarnation\x12.\n" +
 	"\x13sessions_per_second\x18\x03 \x01(\x01R\x11sessionsPerSecond\x12\x17\n" +
 	"\amove_v1\x18\x04 \x01(\bR\x06moveV1\x12/\n" +
 	"\x06stable\x18\x05 \x03(\v2\x17.mics.gateway.v1.TargetR\x06stable\x12/\n" +
-	"\x06canary\x18\x06 \x03(\v2\x17.mics.gateway.v1.TargetR\x06canary\"c\n" +
+	"\x06canary\x18\x06 \x03(\v2\x17.mics.gateway.v1.TargetR\x06canary\x12!\n" +
+	"\fcount_places\x18\a \x01(\bR\vcountPlaces\"c\n" +
 	"\rSteerResponse\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
