@@ -80,6 +80,9 @@ type BufferEntry struct {
 	Message *Message
 	// Front: handed back by a closing session, older than what is there.
 	Front bool
+	// Since, with Front, is where among what is there: in the order of when it became
+	// part of a backlog, Unix time in nanoseconds; zero: now.
+	Since int64
 	// Done is called once; it must not block.
 	Done func(BufferResult)
 }

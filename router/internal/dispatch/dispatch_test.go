@@ -194,6 +194,36 @@ func TestASessionThatNeverCameToBe(t *testing.T) {
 	})
 }
 
+// TestABacklogIsOlderThanWhatWasSentMeanwhile: what a session had as its backlog is
+// given back with the time at which it got it, because another router may have given
+// back already what it had sent to that session.
+func TestABacklogIsOlderThanWhatWasSentMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		d := w.dispatcher()
+		defer d.Close()
+		w.bind("phone", node(1), 1)
+		loc := route.Location{Node: node(1), Session: 1}
+		held := time.Now()
+		if _, ok := d.Hold(route.DeviceKey{UserKey: ann, Device: "phone"}, loc, []*Message{{Bytes: []byte("kept")}}); !ok {
+			t.Fatal("not held")
+		}
+		time.Sleep(time.Second) // fake time
+		send(d, "live", w.cached(), nil)
+		time.Sleep(time.Second) // fake time
+		w.mu.Lock()
+		delete(w.sessions, loc)
+		w.records[0].State = route.Ghost
+		w.mu.Unlock()
+		d.Abandon(loc)
+		time.Sleep(10 * time.Second) // fake time
+		synctest.Wait()
+		if !slices.Equal(w.kept["phone"], []string{"kept", "live"}) || w.since["kept"] != held.UnixNano() || w.since["live"] != 0 {
+			t.Errorf("kept %v, since %v", w.kept["phone"], w.since)
+		}
+	})
+}
+
 // TestAGatewayThatComesBack was silent for longer than its lease and goes on: what
 // is sent to it then has other ids than before, or it would take them for resends.
 func TestAGatewayThatComesBack(t *testing.T) {

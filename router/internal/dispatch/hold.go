@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"time"
 
 	"github.com/mics-im/mics/router/internal/route"
 )
@@ -25,9 +26,10 @@ func (d *Dispatcher) Hold(key route.DeviceKey, loc route.Location, msgs []*Messa
 	f := s.flow(key.UserKey)
 	f.at(key.Device, loc).held += len(msgs)
 	f.low -= int64(len(msgs))
+	now := time.Now().UnixNano()
 	copies := make([]target, len(msgs))
 	for i, m := range msgs {
-		copies[i] = target{flow: f, session: loc.Session, item: item{msg: m, device: key.Device, order: f.low + int64(i)}}
+		copies[i] = target{flow: f, session: loc.Session, item: item{msg: m, device: key.Device, order: f.low + int64(i), since: now}}
 	}
 	s.mu.Unlock()
 	ids, ok = l.hold(copies)
@@ -62,7 +64,7 @@ func (d *Dispatcher) recover(node route.NodeRef, copies []held) {
 		s := d.shard(t.flow.key)
 		s.mu.Lock()
 		t.flow.release(t.item.device, t.loc(node), 1)
-		t.flow.refused = append(t.flow.refused, item{msg: t.item.msg, device: t.item.device, order: t.item.order})
+		t.flow.refused = append(t.flow.refused, item{msg: t.item.msg, device: t.item.device, order: t.item.order, since: t.item.since})
 		d.settle(t.flow)
 		s.mu.Unlock()
 	}
@@ -81,8 +83,9 @@ func (d *Dispatcher) SendOlder(key route.DeviceKey, msgs []*Message) {
 	defer s.mu.Unlock()
 	f := s.flow(key.UserKey)
 	f.low -= int64(len(msgs))
+	now := time.Now().UnixNano()
 	for i, m := range msgs {
-		f.waiting = append(f.waiting, item{msg: m, device: key.Device, order: f.low + int64(i)})
+		f.waiting = append(f.waiting, item{msg: m, device: key.Device, order: f.low + int64(i), since: now})
 	}
 	d.settle(f)
 }

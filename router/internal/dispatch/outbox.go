@@ -50,7 +50,7 @@ func (o *outbox) absent(f *flow, devices []string, it item) {
 	d := o.d
 	// What was recovered is older than anything that is kept for these devices.
 	front := it.tracker == nil
-	o.entries = append(o.entries, BufferEntry{Key: f.key, Devices: devices, Message: it.msg, Front: front, Done: func(r BufferResult) {
+	o.entries = append(o.entries, BufferEntry{Key: f.key, Devices: devices, Message: it.msg, Front: front, Since: it.since, Done: func(r BufferResult) {
 		d.answered(f, devices, route.Location{}, it, r == Online)
 		what := outcome(0)
 		switch r {

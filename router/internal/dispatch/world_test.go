@@ -29,6 +29,7 @@ type world struct {
 	got      map[string][]string // device → messages
 	kept     map[string][]string // device → buffered
 	fronts   map[string]int      // device → how many of them came with Front
+	since    map[string]int64    // message → BufferEntry.Since
 	repeats  int                 // what a device had got already
 	breaks   func() bool         // whether a stream is cut before its answer
 	latency  func() time.Duration
@@ -56,7 +57,7 @@ var ann = route.UserKey{Tenant: "t", User: "ann"}
 func newWorld() *world {
 	w := &world{
 		sessions: map[route.Location]*session{}, ever: map[route.NodeRef][]uint64{}, dead: map[route.NodeRef]bool{},
-		got: map[string][]string{}, kept: map[string][]string{}, fronts: map[string]int{}, latency: func() time.Duration { return 0 },
+		got: map[string][]string{}, kept: map[string][]string{}, fronts: map[string]int{}, since: map[string]int64{}, latency: func() time.Duration { return 0 },
 	}
 	return w
 }
@@ -271,6 +272,7 @@ func (w *world) Put(e BufferEntry) {
 			}
 			for _, d := range devices {
 				at := len(w.kept[d])
+				w.since[string(e.Message.Bytes)] = e.Since
 				if e.Front {
 					at = w.fronts[d]
 					w.fronts[d]++

@@ -3,6 +3,7 @@ package peer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -90,6 +91,40 @@ func TestAnEntryIsKeptAtTheHomeInOrder(t *testing.T) {
 			if string(m.Bytes) != fmt.Sprint(i) {
 				t.Fatalf("entry %d is %s", i, m.Bytes)
 			}
+		}
+	})
+}
+
+// A backlog that comes back is older than a message that another router had sent to
+// the same session, and has given back first.
+func TestABacklogComesBackInFront(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair()
+		since := time.Now().UnixNano()
+		time.Sleep(time.Second) // fake time
+		put := func(b *Buffer, text string, since int64) {
+			stored := make(chan dispatch.BufferResult, 1)
+			b.Put(dispatch.BufferEntry{
+				Key: phone.UserKey, Devices: []string{"phone"}, Message: &dispatch.Message{Bytes: []byte(text)}, Front: true, Since: since,
+				Done: func(r dispatch.BufferResult) { stored <- r },
+			})
+			if r := <-stored; r != dispatch.Stored {
+				t.Errorf("%s: %v", text, r)
+			}
+		}
+		put(p.away, "live", 0)
+		put(p.away, "backlog 1", since)
+		put(p.home, "backlog 2", since)
+		put(p.home, "live too", 0)
+		p.away.Close()
+		p.home.Close()
+		got, _ := p.buffer.Take(phone)
+		var texts []string
+		for _, m := range got {
+			texts = append(texts, string(m.Bytes))
+		}
+		if want := []string{"backlog 1", "backlog 2", "live", "live too"}; !slices.Equal(texts, want) {
+			t.Errorf("%q, want %q", texts, want)
 		}
 	})
 }
