@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/controlplane/internal/fleet"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
 const (
@@ -17,6 +18,12 @@ const (
 	authLimitMS = 100
 	// enough accepts to speak of a percentile.
 	enough = 10
+	// gapLimitMS is the gap (95th percentile) that moves may have; the promise is twice
+	// that for 99 of 100. Above gapEaseMS the pace rises no more: gaps are queues, which
+	// grow faster than what causes them.
+	gapLimitMS, gapEaseMS = 25, 15
+	// enoughGaps is so many that the 95th percentile is not the largest.
+	enoughGaps = 40
 	// minStep and minStart are in sessions per second.
 	minStep, minStart = 20, 20
 	// backOff is how long a decrease is given to show.
@@ -47,6 +54,11 @@ type Load struct {
 	Refused uint64
 	// AuthP95 is the tenants' auth hooks', in ms; 0: not known.
 	AuthP95 float64
+	// Gaps is how many sessions went on at these gateways, GapP95 for how long nothing
+	// could be delivered to them, in ms: of all together, because the client that waits
+	// does not care where.
+	Gaps   uint64
+	GapP95 float64
 }
 
 // loadOf compares two inventories; skip tells which gateways do not count.
@@ -56,6 +68,7 @@ func loadOf(before, after []fleet.Node, skip func(id string) bool) Load {
 		old[key(g)] = g
 	}
 	var l Load
+	var gaps histogram
 	for _, g := range after {
 		was, known := old[key(g)]
 		if !known || g.Status == nil || was.Status == nil || g.Unreachable || skip(g.ID) {
@@ -68,8 +81,18 @@ func loadOf(before, after []fleet.Node, skip func(id string) bool) Load {
 		if p := d.quantile(0.95); n >= enough && p > l.AcceptP95 {
 			l.AcceptP95, l.Node = p, g.ID
 		}
+		gaps = gaps.plus(difference(gapsOf(was.Status), gapsOf(g.Status)))
 	}
+	l.Gaps, l.GapP95 = gaps.total(), gaps.quantile(0.95)
 	return l
+}
+
+// gapsOf is a gateway's, wherever the sessions came from.
+func gapsOf(s *gatewayv1.StatusResponse) (sum histogram) {
+	for _, a := range s.GetArrivals() {
+		sum = sum.plus(histogramOf(a.GetGapMs()))
+	}
+	return sum
 }
 
 // begin is the pace at the start.
@@ -112,11 +135,21 @@ func (r Rules) next(op Operation, l Load, at time.Time) Pace {
 		hot = fmt.Sprintf("auth hooks take %s (limit %d ms)", ms(l.AuthP95), authLimitMS)
 	}
 	floor := max(1, min(needed(op), r.MaxRate)/10)
+	// What is left at the timeout loses its connection, which is worse than any gap:
+	// for gaps alone the pace is never below what is needed.
+	gaps := l.Gaps >= enoughGaps && p.Rate > needed(op)
+	late := fmt.Sprintf("moving takes %s (limit %d ms)", ms(l.GapP95), gapLimitMS)
 	switch {
 	case hot != "" && at.Sub(p.Slowed) < backOff:
 		p.Why = "slowed: " + hot
 	case hot != "":
 		p.Rate, p.Slowed, p.Why = max(p.Rate/2, floor), at, "slowed: "+hot
+	case gaps && l.GapP95 > gapLimitMS && at.Sub(p.Slowed) < backOff:
+		p.Why = "slowed: " + late
+	case gaps && l.GapP95 > gapLimitMS:
+		p.Rate, p.Slowed, p.Why = max(p.Rate/2, needed(op)), at, "slowed: "+late
+	case gaps && l.GapP95 > gapEaseMS:
+		p.Why = "steady: " + late
 	case l.Accepts == 0:
 		p.Why = "steady: nobody has connected elsewhere since"
 	case p.Rate >= r.MaxRate:

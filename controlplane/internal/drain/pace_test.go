@@ -1,10 +1,14 @@
 package drain
 
 import (
+	"fmt"
 	"math"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mics-im/mics/controlplane/internal/fleet"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
 func TestThePaceFollowsTheOthers(t *testing.T) {
@@ -65,6 +69,95 @@ func TestWhatIsUsualIsNotSlow(t *testing.T) {
 	}
 	if p := rules.next(op, Load{Accepts: 100, AcceptP95: 400}, time.Now()); p.Rate >= op.Pace.Rate {
 		t.Errorf("%+v", p)
+	}
+}
+
+func TestGapsSlowAndNeverBelowWhatIsNeeded(t *testing.T) {
+	rules := Rules{MaxRate: 500}
+	base := Operation{Sessions: 2000, Timeout: 100 * time.Second} // needs 25/s
+	now := time.Unix(1000, 0)
+	for name, c := range map[string]struct {
+		rate     float64
+		slowed   time.Duration // ago
+		gap      float64
+		gaps     uint64
+		accept   float64
+		want     float64
+		whyHas   string
+		slowsNow bool
+	}{
+		"short gaps":                     {rate: 200, gap: 15, gaps: 100, want: 220, whyHas: "faster"},
+		"nearly too long":                {rate: 200, gap: 25, gaps: 100, want: 200, whyHas: "steady: moving takes 25 ms"},
+		"too long":                       {rate: 200, gap: 35, gaps: 100, want: 100, whyHas: "slowed: moving takes 35 ms", slowsNow: true},
+		"longer than what is measured":   {rate: 200, gap: math.Inf(1), gaps: 100, want: 100, whyHas: "slowed", slowsNow: true},
+		"slowed a moment ago":            {rate: 200, slowed: time.Second, gap: 35, gaps: 100, want: 200, whyHas: "slowed"},
+		"slowed two seconds ago":         {rate: 200, slowed: backOff, gap: 35, gaps: 100, want: 100, whyHas: "slowed", slowsNow: true},
+		"too few to tell":                {rate: 200, gap: 500, gaps: enoughGaps - 1, want: 220, whyHas: "faster"},
+		"near what is needed":            {rate: 30, gap: 500, gaps: 100, want: 25, whyHas: "slowed", slowsNow: true},
+		"what is needed":                 {rate: 25, gap: 500, gaps: 100, want: 45, whyHas: "faster"},
+		"below what is needed":           {rate: 10, gap: 500, gaps: 100, want: 30, whyHas: "faster"},
+		"connects are slow as well":      {rate: 30, gap: 500, gaps: 100, accept: 500, want: 15, whyHas: "connects take", slowsNow: true},
+		"as fast as may be, gaps short":  {rate: 500, gap: 5, gaps: 100, want: 500, whyHas: "as fast as"},
+		"as fast as may be, not so good": {rate: 500, gap: 20, gaps: 100, want: 500, whyHas: "steady: moving"},
+	} {
+		op := base
+		op.Pace = Pace{Rate: c.rate}
+		if c.slowed > 0 {
+			op.Pace.Slowed = now.Add(-c.slowed)
+		}
+		p := rules.next(op, Load{Accepts: 100, AcceptP95: c.accept, Node: "b", Gaps: c.gaps, GapP95: c.gap}, now)
+		if p.Rate != c.want || !strings.Contains(p.Why, c.whyHas) || p.Slowed.Equal(now) != c.slowsNow {
+			t.Errorf("%s: %+v, want %v, %q", name, p, c.want, c.whyHas)
+		}
+	}
+}
+
+func TestGapsAreThoseOfTheLastSecondAtAllThatStay(t *testing.T) {
+	gate := func(id string, counts ...[]uint64) fleet.Node {
+		st := &gatewayv1.StatusResponse{}
+		for i, c := range counts { // one per origin
+			st.Arrivals = append(st.Arrivals, &gatewayv1.Arrivals{
+				FromNodeId: fmt.Sprint("from", i), GapMs: &gatewayv1.Histogram{Bounds: []float64{10, 20, 50}, Counts: c},
+			})
+		}
+		return fleet.Node{Kind: fleet.Gateway, ID: id, Incarnation: 1, Status: st}
+	}
+	before := []fleet.Node{gate("a", []uint64{0, 0, 0, 900}), gate("b", []uint64{500, 0, 300, 0}), gate("c")}
+	after := []fleet.Node{
+		gate("a", []uint64{0, 0, 0, 999}), // drained itself
+		gate("b", []uint64{550, 0, 300, 0}, []uint64{40, 0, 0, 0}),
+		gate("c", []uint64{0, 6, 0, 0}),
+		gate("d", []uint64{0, 0, 0, 70}), // not there before
+	}
+	l := loadOf(before, after, func(id string) bool { return id == "a" })
+	if l.Gaps != 96 || l.GapP95 != 20 {
+		t.Errorf("%d gaps, 95th percentile %v", l.Gaps, l.GapP95)
+	}
+	if l := loadOf(after, after, func(string) bool { return false }); l.Gaps != 0 || l.GapP95 != 0 {
+		t.Errorf("nobody moved: %+v", l)
+	}
+}
+
+// A gateway whose moves take longer the more there are: the drain finds its share and
+// is done in time all the same.
+func TestADrainThatMakesGapsFindsItsPace(t *testing.T) {
+	w := newWorld(t, newGate("a", 20_000), newGate("b", 0))
+	w.gate("b").crowded = 150
+	w.add(Operation{Node: "a", Timeout: 10 * time.Minute}) // needs about 42/s
+	var most, sum float64
+	n := 0.0
+	w.until("has ended", func() bool {
+		if op, ok := w.find("a"); ok && op.State == Draining {
+			most, sum, n = max(most, op.Pace.Rate), sum+op.Pace.Rate, n+1
+		}
+		return w.ended("a")()
+	})
+	op, _ := w.result("a")
+	if op.State != Done || op.Receipt.Duration > op.Timeout {
+		t.Errorf("%s after %v", op.State, op.Receipt.Duration)
+	}
+	if mean := sum / n; most > 260 || mean < 75 || mean > 200 {
+		t.Errorf("at most %.0f/s, %.0f/s on average", most, mean)
 	}
 }
 

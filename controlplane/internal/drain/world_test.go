@@ -46,7 +46,8 @@ type gate struct {
 	rate     float64
 	paused   bool
 	refuses  string
-	slow     bool // its connects take long
+	slow     bool   // its connects take long
+	crowded  uint64 // above so many moves a second its gaps are long; 0: never
 	loses    uint64
 	stuck    bool // does not empty itself
 	accept   []uint64
@@ -211,7 +212,11 @@ func (w *world) move() {
 				}
 				o.arrivals[g.ID] = in
 			}
-			in.GapMs.Counts[2]++
+			gap := 2
+			if o.crowded > 0 && n > o.crowded {
+				gap = 3
+			}
+			in.GapMs.Counts[gap]++
 			in.Migrated++
 			in.Lost, o.loses = in.Lost+o.loses, 0
 		}

@@ -22,8 +22,8 @@ const (
 	overflowOrigin = "other"
 )
 
-// gapBounds are in milliseconds.
-var gapBounds = []float64{1, 2, 5, 10, 20, 35, 50, 75, 100, 200, 500, 1000, 2000, 5000}
+// gapBounds are in milliseconds: close together where drains are paced by them.
+var gapBounds = []float64{1, 2, 5, 10, 15, 20, 25, 35, 50, 75, 100, 200, 500, 1000, 2000, 5000}
 
 // Audit compares the seqs of a backlog (0: not numbered yet) with what the client,
 // which has seen everything up to lastSeq, must get before nextSeq. lost are missing,
