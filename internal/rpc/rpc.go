@@ -30,6 +30,8 @@ const (
 	dialTimeout = 2 * time.Second
 	// handlerGrace is what a handler gets to return once its call is cut off.
 	handlerGrace = time.Second
+	// goAwayEvery is how often connections are told that Stop waits for them.
+	goAwayEvery = 500 * time.Millisecond
 )
 
 // Server serves RPC and plain HTTP on one listener.
@@ -108,7 +110,7 @@ func (s *Server) Addr() string { return s.ln.Addr().String() }
 // error, and waits for their handlers a little longer. Streams end by their
 // owners, who must have been stopped before.
 func (s *Server) Stop(ctx context.Context) error {
-	err := s.http.Shutdown(ctx)
+	err := s.shutdown(ctx)
 	if err != nil {
 		err = errors.Join(fmt.Errorf("calls cut off: %w", err), s.http.Close(), s.wait())
 	}
@@ -117,6 +119,19 @@ func (s *Server) Stop(ctx context.Context) error {
 		err = errors.Join(err, cerr)
 	}
 	return err
+}
+
+// shutdown repeats what net/http does once: a connection that is being set up while
+// the others are told to go away is not told, and would be waited for.
+func (s *Server) shutdown(ctx context.Context) error {
+	for {
+		turn, cancel := context.WithTimeout(ctx, goAwayEvery)
+		err := s.http.Shutdown(turn)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 // wait waits for handlers whose contexts have ended: what they use is torn down

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 func serve(t *testing.T, h http.HandlerFunc, log *slog.Logger) (*Server, *http.Client) {
@@ -61,6 +63,69 @@ func TestForcedStopSaysSoAndWaitsForHandlers(t *testing.T) {
 		t.Errorf("a forced stop looks orderly: %v", err)
 	}
 	wg.Wait()
+}
+
+// A connection that begins to speak after the others were told to go away is told
+// as well: nobody waits for it until the context ends.
+func TestStopTellsWhoIsLate(t *testing.T) {
+	srv, _ := serve(t, func(http.ResponseWriter, *http.Request) {}, slog.New(slog.DiscardHandler))
+	var conns []net.Conn
+	for range 2 {
+		c, err := net.Dial("tcp", srv.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+		conns = append(conns, c)
+	}
+	const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+	hello := func(c net.Conn) {
+		if _, err := io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+settings); err != nil {
+			t.Error(err)
+		}
+	}
+	hello(conns[0])
+	if _, err := io.ReadFull(conns[0], make([]byte, len(settings))); err != nil {
+		t.Fatal(err) // the server knows it
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	stopped := make(chan error, 1)
+	go func() { stopped <- srv.Stop(ctx) }()
+	// The first one is told, and closed after that.
+	if _, err := io.Copy(io.Discard, conns[0]); err != nil {
+		t.Fatal(err)
+	}
+	hello(conns[1])
+	var wg sync.WaitGroup
+	wg.Go(func() { answerPings(conns[1]) })
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	wg.Wait()
+}
+
+// answerPings is all that a peer without calls does (RFC 9113, sections 4.1 and
+// 6.7), until the connection ends.
+func answerPings(c net.Conn) {
+	const ping, ack = 6, 1
+	var head [9]byte
+	for {
+		if _, err := io.ReadFull(c, head[:]); err != nil {
+			return
+		}
+		payload := make([]byte, int(head[0])<<16|int(head[1])<<8|int(head[2]))
+		if _, err := io.ReadFull(c, payload); err != nil {
+			return
+		}
+		if head[3] != ping || head[4] == ack {
+			continue
+		}
+		head[4] = ack
+		if _, err := c.Write(append(head[:], payload...)); err != nil {
+			return
+		}
+	}
 }
 
 func TestPanicsAreErrorsInTheLog(t *testing.T) {
