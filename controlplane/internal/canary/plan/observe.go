@@ -44,10 +44,13 @@ type Population struct {
 	// OfCanary is how many sessions belong to the canary by the rule.
 	OfCanary uint64
 	// Places are all sessions by their users' places; nil if a gateway does not tell,
-	// or not by the newest rule.
+	// or not by the newest rule, or does not answer.
 	Places []uint64
 	// Current: every gateway that answers decides by the newest rule.
 	Current bool
+	// Silent is how many gateways had sessions when they answered last, and do not
+	// answer now: those sessions are in none of the counts.
+	Silent int
 }
 
 // Group is the gateways of one track.
@@ -88,6 +91,9 @@ func Count(nodes []Node, generation uint64) Population {
 	told := true
 	for _, n := range nodes {
 		if !n.Reached {
+			if n.Sessions > 0 {
+				p.Silent++
+			}
 			continue
 		}
 		g := &p.Stable
@@ -112,7 +118,7 @@ func Count(nodes []Node, generation uint64) Population {
 			p.Places[i] += uint64(n.Places[i])
 		}
 	}
-	if !told || !p.Current {
+	if !told || !p.Current || p.Silent > 0 {
 		p.Places = nil
 	}
 	slices.Sort(p.Stable.Versions)

@@ -25,6 +25,9 @@ const (
 	calm = 1500 * time.Millisecond
 	// absence is for how long a step waits for sessions that were there before.
 	absence = 5 * time.Minute
+	// silence is for how long a gateway that does not answer is waited for before
+	// sessions are counted without its own.
+	silence = 20 * time.Second
 	// gap bounds what one look at the fleet adds to a bake: nobody was looking.
 	gap = 5 * time.Second
 	// desertedAfter is how long a canary may be without a gateway that serves.
@@ -242,7 +245,8 @@ func (s State) moving(p Population, at time.Time) State {
 	}
 	// A gateway is cut off, or clients are: those who are here say little of all.
 	scarce := p.Total() < s.Population/2 && at.Sub(s.Since) < absence
-	if s.Aiming && p.Current && !scarce { // who tells no places by now does not know how
+	silent := func(since time.Time) bool { return p.Silent > 0 && at.Sub(since) < silence }
+	if s.Aiming && p.Current && !scarce && !silent(s.Since) { // who tells no places by now does not know how
 		return s.rule(s.aim(p))
 	}
 	ok, why := s.settled(p)
@@ -257,6 +261,9 @@ func (s State) moving(p Population, at time.Time) State {
 		s.Settled = at
 		return s
 	case at.Sub(s.Settled) < calm:
+		return s
+	case silent(s.Settled):
+		s.Waits = fmt.Sprintf("%d gateways with sessions do not answer", p.Silent)
 		return s
 	}
 	if next, again := s.adjust(p); again {

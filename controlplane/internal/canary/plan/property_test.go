@@ -99,3 +99,33 @@ func TestOldGateways(t *testing.T) {
 		t.Errorf("weight %d", got)
 	}
 }
+
+// A gateway that is busy for a moment is waited for: the share is that of all
+// sessions, not of those of the others.
+func TestASilentGatewayIsWaitedFor(t *testing.T) {
+	for n := range 20 {
+		w := newWorld(t, 300+n)
+		w.mute = "s1"
+		w.begin(spec(500, 5000))
+		w.tick()
+		w.tick()
+		if !w.state.Aiming || w.state.Rule.Weight != 0 {
+			t.Fatalf("%d users: aims at %d without a third of the sessions", 300+n, w.state.Rule.Weight)
+		}
+		w.mute = ""
+		w.until("baking", func(s State) bool { return s.Phase == Baking })
+		p := Count(w.observe().Nodes, w.state.Rule.Generation)
+		if off := math.Abs(p.Share() - 0.05); off > near {
+			t.Errorf("%d users: share %.4f", 300+n, p.Share())
+		}
+	}
+	// One that does not come back is not waited for for ever.
+	w := newWorld(t, 300)
+	w.begin(spec(500, 5000))
+	w.mute = "s1"
+	began := w.now
+	w.until("baking", func(s State) bool { return s.Phase == Baking })
+	if waited := w.now.Sub(began); waited < silence || waited > 3*silence {
+		t.Errorf("waited %v", waited)
+	}
+}

@@ -27,6 +27,7 @@ type world struct {
 	bad, silent bool
 	looked      time.Time
 	deaf        string // a gateway that does not take rules
+	mute        string // a gateway that does not answer the inventory
 	old         bool   // gateways do not know how to tell places
 }
 
@@ -96,6 +97,9 @@ func (w *world) observe() Observation {
 		}
 	}
 	for _, g := range w.nodes {
+		if g.id == w.mute { // the inventory has its last figures
+			by[g] = &Node{ID: g.id, Track: g.track, Version: g.version, Sessions: by[g].Sessions, Generation: by[g].Generation}
+		}
 		if by[g] != nil {
 			o.Nodes = append(o.Nodes, *by[g])
 		}
