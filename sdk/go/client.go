@@ -90,9 +90,10 @@ type Client struct {
 	done    chan struct{} // closed when the client has ended; err is set then
 	stopped chan struct{} // closed when its goroutines are gone as well
 
-	in  *inbox // its queue is closed by end, when no connection is left
-	out *outbox
-	at  int // index of the URL to dial; owned by run's goroutine
+	in     *inbox // its queue is closed by end, when no connection is left
+	out    *outbox
+	at     int // index of the URL to dial; owned by run's goroutine, like doubts
+	doubts doubts
 
 	connects, resumes, migrations, badFrames atomic.Uint64
 
@@ -279,7 +280,6 @@ func (c *Client) loop() error {
 	pace := newPacer(c.opts.MinBackoff, c.opts.MaxBackoff)
 	c.at = rand.IntN(len(c.urls)) // a fleet spreads over the URLs
 	ever := false
-	var doubt time.Time // when an attempt failed that may have been admitted after all
 	c.setState(State{Phase: Connecting, URL: bare(c.urls[c.at])})
 	for {
 		l, err := d.dial(c.live, c.urls[c.at])
@@ -290,12 +290,11 @@ func (c *Client) loop() error {
 			if time.Since(started) >= stableAfter {
 				pace.reset()
 			}
-			if errors.Is(err, ErrReplaced) && time.Since(doubt) < doubtFor {
-				// By that attempt, as far as one can tell: nobody else has the device.
-				doubt, d.resume, err = time.Time{}, nil, errMoveLost
+			if errors.Is(err, ErrReplaced) && c.doubts.explain() {
+				d.resume, err = nil, errReplacedBySelf // the token names the session before that
 			}
-		} else if perhapsAdmitted(err) || errors.Is(err, context.DeadlineExceeded) {
-			doubt = time.Now()
+		} else if doubtful(err) {
+			c.doubts.add(1)
 		}
 		if c.live.Err() != nil {
 			return ErrClosed

@@ -19,6 +19,14 @@ func TestReplacedByItself(t *testing.T) {
 			t.Errorf("%v, %v after %d attempts", err, c.State().Phase, len(g.seen()))
 		}
 	})
+	bubble(t, func(t *testing.T) { // by each of two
+		g := newGateway(t, silent, silent, replaced, replaced, connected(30, (*peer).ackAll))
+		c := connect(t, g.options())
+		time.Sleep(time.Minute) // fake time
+		if err := c.Err(); err != nil || c.State().Phase != Connected || len(g.seen()) != 5 {
+			t.Errorf("%v, %v after %d attempts", err, c.State().Phase, len(g.seen()))
+		}
+	})
 	bubble(t, func(t *testing.T) { // once
 		g := newGateway(t, silent, replaced, replaced)
 		c := connect(t, g.options())

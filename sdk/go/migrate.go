@@ -26,8 +26,8 @@ const (
 )
 
 var (
-	errMoveLate = errors.New("mics: could not move before the deadline")
-	errMoveLost = errors.New("mics: replaced by a connection that was lost at once")
+	errMoveLate       = errors.New("mics: could not move before the deadline")
+	errReplacedBySelf = errors.New("mics: replaced by a connection of this client that was given up")
 )
 
 // move is a migration under way: the second connection of make before break.
@@ -43,8 +43,8 @@ type moved struct {
 	link *link
 	err  error
 	at   int // index of the link's URL
-	// perhaps: an attempt failed after the cluster may have moved the session.
-	perhaps bool
+	// doubtful attempts failed after the cluster may have moved the session.
+	doubtful int
 }
 
 // serve runs a connection, and those to which the cluster moves it, until none
@@ -59,11 +59,10 @@ func (c *Client) serve(d *dialer, l *link) error {
 	c.setState(connectedState(l))
 
 	var (
-		old     *link // has been left, may still be open
-		linger  <-chan time.Time
-		mv      *move
-		again   *messagev1.Migrate // came during a move
-		perhaps bool               // see moved
+		old    *link // has been left, may still be open
+		linger <-chan time.Time
+		mv     *move
+		again  *messagev1.Migrate // came during a move
 	)
 	leave := func() {
 		if old != nil {
@@ -75,7 +74,7 @@ func (c *Client) serve(d *dialer, l *link) error {
 	follow := func(r moved) {
 		leave()
 		old, linger = l, time.After(lingering)
-		l, mv, again, perhaps = r.link, nil, nil, false
+		l, mv, again = r.link, nil, nil
 		c.at = r.at
 		c.migrations.Add(1)
 		c.opts.Logger.Info("mics: moved", "url", l.at, "node", l.ack.GetNodeId(), "trace", l.ack.GetTraceId(), "resumed", l.resumed)
@@ -99,11 +98,11 @@ func (c *Client) serve(d *dialer, l *link) error {
 			mv = c.beginMove(l, m)
 		case r := <-result:
 			mv = nil
+			c.doubts.add(r.doubtful)
 			if r.link != nil {
 				follow(r)
 				continue
 			}
-			perhaps = perhaps || r.perhaps
 			c.opts.Logger.Info("mics: not moved", "err", r.err)
 			if again != nil {
 				mv, again = c.beginMove(l, again), nil
@@ -114,17 +113,13 @@ func (c *Client) serve(d *dialer, l *link) error {
 			if mv != nil {
 				mv.stop()
 				r := <-mv.result
+				c.doubts.add(r.doubtful)
 				if mv = nil; r.link != nil {
 					follow(r)
 					continue
 				}
-				perhaps = perhaps || r.perhaps
 			}
 			c.out.unlink()
-			if perhaps && errors.Is(l.err, ErrReplaced) {
-				d.resume = nil     // it names the session before the move
-				return errMoveLost // by ourselves, as far as one can tell
-			}
 			return l.err
 		}
 	}
@@ -195,7 +190,9 @@ func (c *Client) move(ctx context.Context, l *link, m *messagev1.Migrate, at int
 			return r
 		}
 		r.err = fmt.Errorf("mics: move: %w", err)
-		r.perhaps = r.perhaps || perhapsAdmitted(err)
+		if doubtful(err) {
+			r.doubtful++
+		}
 		v := judge(err, true)
 		if ce, ok := errors.AsType[*CloseError](err); v.stop != nil || ok && ce.Code == codeUnauthorized && v.atOnce {
 			return r // the same answer is to be expected

@@ -1,6 +1,7 @@
 package mics
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"strconv"
@@ -25,6 +26,42 @@ const (
 	// maxRefusals bounds the fresh tokens that are tried one after the other.
 	maxRefusals = 5
 )
+
+// doubts are attempts at a connection that failed without a refusal: the cluster may
+// admit them late, when the client has another connection already, and replace that.
+// They are for one goroutine.
+type doubts struct {
+	since []time.Time
+}
+
+// maxDoubts bounds them.
+const maxDoubts = 16
+
+// add notes n attempts.
+func (d *doubts) add(n int) {
+	for range n {
+		d.since = append(d.since, time.Now())
+	}
+	d.since = d.since[max(0, len(d.since)-maxDoubts):]
+}
+
+// explain tells whether an attempt explains that a connection was replaced, as far as
+// one can tell: nobody else has the device. Each does so once.
+func (d *doubts) explain() bool {
+	for len(d.since) > 0 {
+		first := d.since[0]
+		d.since = d.since[1:]
+		if time.Since(first) < doubtFor {
+			return true
+		}
+	}
+	return false
+}
+
+// doubtful tells whether a failed attempt may be admitted after all.
+func doubtful(err error) bool {
+	return perhapsAdmitted(err) || errors.Is(err, context.DeadlineExceeded)
+}
 
 // verdict is what a failure asks of the client.
 type verdict struct {
