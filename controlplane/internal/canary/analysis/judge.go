@@ -43,14 +43,15 @@ type Verdict struct {
 	Why string `json:"why,omitempty"`
 }
 
-// Judge looks at a history. It passes what has been since the last Restart when
-// every signal that must be known is and none is degraded.
+// Judge looks at a history. It passes what has been since the last Restart or Bake
+// when every signal that must be known is and none is degraded.
 func Judge(c Config, h History) Verdict {
-	j := judge{c: c, h: h, windows: []Sample{h.Step}}
-	if len(h.Recent) == recent {
-		j.windows = append(j.windows, h.sum())
+	j := judge{c: c, h: h}
+	step := j.window(h.Step, c.FalseAborts*h.spend(c))
+	var last map[Signal]Finding
+	if h.looked() > recent { // until then it is the step
+		last = j.window(h.sum(), c.FalseAborts*h.spendRecent(c))
 	}
-	j.alpha = share(c.FalseAborts, h.Looks, c.Horizon, 2*c.tested())
 	v := Verdict{Outcome: Pass}
 	for _, o := range order {
 		l, ok := c.Signals[o.signal]
@@ -65,10 +66,12 @@ func Judge(c Config, h History) Verdict {
 			f = j.memory(l)
 		case o.signal == Crashes:
 			f = j.crashes(l)
-		case o.kind == RateKind:
-			f = j.widest(func(s Sample) Finding { return j.rate(o.signal, l, s) })
 		default:
-			f = j.widest(func(s Sample) Finding { return j.latency(o.signal, l, s) })
+			// Whether there are enough samples is a matter of the step.
+			f = step[o.signal]
+			if r := last[o.signal]; r.Outcome == Degraded && (f.Outcome != Degraded || r.Confidence > f.Confidence) {
+				f = r
+			}
 		}
 		v.Findings = append(v.Findings, f)
 		switch {
@@ -81,85 +84,38 @@ func Judge(c Config, h History) Verdict {
 	return v
 }
 
-// tested is how many signals are tested.
-func (c Config) tested() (n int) {
+type judge struct {
+	c Config
+	h History
+}
+
+// window tests all signals over a window. The tests together call one that is no
+// worse degraded with the probability alpha at most.
+func (j *judge) window(w Sample, alpha float64) map[Signal]Finding {
+	var tests []test
 	for _, o := range order {
-		if l, ok := c.Signals[o.signal]; ok && !l.Off && o.kind != LimitKind {
-			n++
+		l, ok := j.c.Signals[o.signal]
+		switch {
+		case !ok || l.Off || o.kind == LimitKind || j.h.Alone:
+		case o.kind == RateKind:
+			tests = append(tests, compareRates(o.signal, l, w))
+		default:
+			tests = append(tests, compareLatencies(o.signal, l, w))
 		}
 	}
-	return n
-}
-
-type judge struct {
-	c       Config
-	h       History
-	windows []Sample // the step first
-	alpha   float64
-}
-
-// widest is the finding of the window in which the canary does worst; whether
-// there are enough samples is a matter of the step.
-func (j *judge) widest(find func(Sample) Finding) Finding {
-	out := find(j.windows[0])
-	for _, w := range j.windows[1:] {
-		if f := find(w); f.Outcome == Degraded && (out.Outcome != Degraded || f.Confidence > out.Confidence) {
-			out = f
+	out := make(map[Signal]Finding, len(tests))
+	for i, level := range allot(alpha, tests) {
+		t := tests[i]
+		if t.drift > 0 && level > 0 {
+			t.Confidence = 1 - min(1, t.p/level*j.c.FalseAborts)
 		}
+		if t.drift > 0 && t.p < level && t.matters {
+			t.Outcome = Degraded
+			t.Why = fmt.Sprintf("%s, confidence %.4g %%", t.differs(), 100*t.Confidence)
+		}
+		out[t.Signal] = t.Finding
 	}
 	return out
-}
-
-// confidence corrects a probability for the number of tests and looks.
-func (j *judge) confidence(p float64) float64 {
-	return 1 - min(1, p/j.alpha*j.c.FalseAborts)
-}
-
-// enough completes a finding whose tracks have too few samples; false: they have.
-func enough(f *Finding, l Limit) bool {
-	if f.StableSamples >= l.MinSamples && f.CanarySamples >= l.MinSamples {
-		return true
-	}
-	f.Outcome = Pass
-	f.Why = fmt.Sprintf("%d samples of stable and %d of canary, %d are needed", f.StableSamples, f.CanarySamples, l.MinSamples)
-	if l.Required || f.StableSamples >= l.MinSamples {
-		f.Outcome = Wait
-	}
-	return false
-}
-
-func (j *judge) rate(s Signal, l Limit, w Sample) Finding {
-	a, b := w.Stable.rate(s, l), w.Canary.rate(s, l)
-	f := Finding{Signal: s, Outcome: Pass, Stable: a.value(), Canary: b.value(), StableSamples: a.Total, CanarySamples: b.Total}
-	if !enough(&f, l) {
-		return f
-	}
-	p := Worse(a, b)
-	f.Confidence = j.confidence(p)
-	if p < j.alpha && f.Canary >= l.Ratio*f.Stable && f.Canary-f.Stable >= l.Difference {
-		f.Outcome = Degraded
-		f.Why = fmt.Sprintf("%.3g %% of %d on canary, %.3g %% of %d on stable, confidence %.4g %%",
-			100*f.Canary, b.Total, 100*f.Stable, a.Total, 100*f.Confidence)
-	}
-	return f
-}
-
-func (j *judge) latency(s Signal, l Limit, w Sample) Finding {
-	a, b := Align(w.Stable.Latencies[s], w.Canary.Latencies[s])
-	f := Finding{
-		Signal: s, Outcome: Pass, Stable: a.median(), Canary: b.median(), StableSamples: a.total(), CanarySamples: b.total(),
-	}
-	if !enough(&f, l) {
-		return f
-	}
-	effect, p := Slower(a.Counts, b.Counts)
-	f.Confidence = j.confidence(p)
-	if p < j.alpha && effect >= l.Effect && f.Canary >= l.Ratio*f.Stable {
-		f.Outcome = Degraded
-		f.Why = fmt.Sprintf("median %.3g ms on canary, %.3g ms on stable; a canary's value is the larger one in %.0f %% of pairs, confidence %.4g %%",
-			f.Canary, f.Stable, 100*effect, 100*f.Confidence)
-	}
-	return f
 }
 
 // memory: a process's memory today says much about that of tomorrow, so its values

@@ -217,8 +217,13 @@ const recent = 3
 type History struct {
 	// Looks of the whole canary.
 	Looks int `json:"looks"`
+	// Trial counts the calls of Restart. Moving: since the last one there was no Bake.
+	// Begun is how many looks there were before the last of either.
+	Trial  int  `json:"trial,omitempty"`
+	Moving bool `json:"moving,omitempty"`
+	Begun  int  `json:"begun,omitempty"`
 	// Recent are the last intervals, at most 3, oldest first; Step is the sum of
-	// all since the last Restart.
+	// all since the last Restart or Bake.
 	Recent []Sample `json:"recent,omitempty"`
 	Step   Sample   `json:"step"`
 	// Alone: the canary has everybody, and there is nothing to compare it with.
@@ -230,19 +235,29 @@ type History struct {
 // Add takes an interval's sample as the next look.
 func (h History) Add(c Config, s Sample) History {
 	window := append(slices.Clone(h.Recent), s)
-	out := History{
-		Looks: h.Looks + 1, Alone: h.Alone, Recent: window[max(0, len(window)-recent):],
-		Step: Sample{Stable: h.Step.Stable.plus(s.Stable), Canary: h.Step.Canary.plus(s.Canary)},
-	}
+	out := h
+	out.Looks, out.Recent, out.OverMemory = h.Looks+1, window[max(0, len(window)-recent):], 0
+	out.Step = Sample{Stable: h.Step.Stable.plus(s.Stable), Canary: h.Step.Canary.plus(s.Canary)}
 	if over, _, _ := c.overMemory(s); over {
 		out.OverMemory = h.OverMemory + 1
 	}
 	return out
 }
 
-// Restart forgets the samples at the begin of a step: others are on the canary
-// now. Looks go on counting. In a step with everybody on the canary it is alone.
-func (h History) Restart(alone bool) History { return History{Looks: h.Looks, Alone: alone} }
+// Restart forgets the samples at the begin of a step, in which sessions move: others
+// are on the canary now. Looks go on counting. In a step with everybody on the canary
+// it is alone.
+func (h History) Restart(alone bool) History {
+	return History{Looks: h.Looks, Trial: h.Trial + 1, Moving: true, Begun: h.Looks, Alone: alone}
+}
+
+// Bake forgets what was while sessions moved.
+func (h History) Bake() History {
+	return History{Looks: h.Looks, Trial: h.Trial, Begun: h.Looks, Alone: h.Alone}
+}
+
+// looked is how many looks the step window is of.
+func (h History) looked() int { return h.Looks - h.Begun }
 
 // sum of the recent window.
 func (h History) sum() Sample {

@@ -61,15 +61,3 @@ func Slower(a, b []uint64) (effect, p float64) {
 	z := (u - na*nb/2 - 0.5) / math.Sqrt(variance)
 	return effect, math.Erfc(z/math.Sqrt2) / 2
 }
-
-// share is what of the allowed probability of a false abort one test of the k-th
-// look (from 1) may use. Half of it is spent evenly over the first horizon looks, a
-// quarter over the next as many, and so on, so that the sum over any number of
-// looks and tests stays below it, whatever they have to do with each other
-// (Bonferroni's inequality; spending it over looks follows K. K. G. Lan and D. L.
-// DeMets, Discrete sequential boundaries for clinical trials, Biometrika 70, 1983).
-func share(allowed float64, k, horizon, tests int) float64 {
-	horizon, tests = max(1, horizon), max(1, tests)
-	block := (max(1, k) - 1) / horizon
-	return allowed / math.Exp2(float64(block+1)) / float64(horizon) / float64(tests)
-}

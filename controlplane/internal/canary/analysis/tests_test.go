@@ -68,17 +68,3 @@ func TestProbabilitiesAreProbabilities(t *testing.T) {
 		}
 	})
 }
-
-func TestShareIsSpentOnce(t *testing.T) {
-	const allowed, horizon, tests = 0.01, 40, 18
-	sum := 0.0
-	for k := 1; k <= 100*horizon; k++ {
-		sum += tests * share(allowed, k, horizon, tests)
-	}
-	if sum > allowed*(1+1e-9) || sum < 0.99*allowed {
-		t.Errorf("over 4,000 looks %g is spent, of %g", sum, allowed)
-	}
-	if first, last := share(allowed, 1, horizon, tests), share(allowed, horizon, horizon, tests); first != last {
-		t.Error("within the horizon looks are equal")
-	}
-}

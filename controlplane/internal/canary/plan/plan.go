@@ -269,7 +269,7 @@ func (s State) moving(p Population, at time.Time) State {
 	if next, again := s.adjust(p); again {
 		return next
 	}
-	s.History = s.History.Restart(s.alone())
+	s.History = s.History.Bake()
 	s = s.say(at, "", "%s reached: %d of %d sessions are on canary (%.1f %%)", Percent(s.Target), p.Canary.Sessions, p.Total(), 100*p.Share())
 	return s.enter(Baking, at)
 }
