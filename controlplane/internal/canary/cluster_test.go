@@ -98,6 +98,7 @@ func (c *cluster) run(ctx context.Context) {
 			}
 			c.hooks[n.id] = h
 		}
+		c.rollOut()
 		c.mu.Unlock()
 		select {
 		case <-ctx.Done():
@@ -214,17 +215,35 @@ func (c *cluster) Apply(_ context.Context, w actuate.Weights) error {
 	return nil
 }
 
+// Promote has a rollout begin, as Kubernetes does: it replaces one gateway after the
+// other, and is over long after Promote has returned.
 func (c *cluster) Promote(_ context.Context, version string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.version = version
-	for _, n := range c.nodes {
-		if n.track == "stable" {
-			n.version = version
-		}
-	}
 	return nil
 }
+
+// rollOut replaces one stable gateway, every tenth second of a rollout. Called with
+// mu held.
+func (c *cluster) rollOut() {
+	if c.version == "" || c.seq%10 != 0 {
+		return
+	}
+	for _, n := range c.nodes {
+		if n.track == "stable" && n.version != c.version {
+			n.version = c.version
+			return
+		}
+	}
+}
+
+// bare is a cluster whose actuator replaces nothing.
+type bare struct{ c *cluster }
+
+func (b bare) Name() string { return b.c.Name() }
+
+func (b bare) Apply(ctx context.Context, w actuate.Weights) error { return b.c.Apply(ctx, w) }
 
 func (c *cluster) Drain(_ context.Context, node, _ string) error {
 	c.mu.Lock()
@@ -252,12 +271,14 @@ type leader struct {
 	stop func()
 }
 
-func (c *cluster) lead(name string) leader {
+func (c *cluster) lead(name string) leader { return c.leadWith(name, c) }
+
+func (c *cluster) leadWith(name string, a actuate.Actuator) leader {
 	tel, err := telemetry.New(c.t.Context(), telemetry.Config{LogWriter: io.Discard})
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	r := New(Config{Store: c.store, Inventory: c, Actuator: c, Drainer: c, Telemetry: tel})
+	r := New(Config{Store: c.store, Inventory: c, Actuator: a, Drainer: c, Telemetry: tel})
 	r.fleet.steerNode, r.fleet.askRouter = c.steer, c.signals
 	ctx, cancel := context.WithCancel(context.Background())
 	e := store.NewElector(store.ElectorConfig{Store: c.store, Name: name, Telemetry: tel})

@@ -53,7 +53,8 @@ type Config struct {
 	Inventory Inventory
 	// Actuator directs new connections.
 	Actuator actuate.Actuator
-	// Drainer may be nil: operators drain.
+	// Drainer may be nil: operators drain. It is not used where Actuator is an
+	// actuate.Promoter, whose rollout has each old gateway drain when it ends it.
 	Drainer Drainer
 	// HTTP reaches gateways and routers.
 	HTTP      *http.Client
@@ -83,6 +84,9 @@ type Runner struct {
 // New returns a runner; Duty makes it act.
 func New(cfg Config) *Runner {
 	t := cfg.Telemetry
+	if _, replaces := cfg.Actuator.(actuate.Promoter); replaces {
+		cfg.Drainer = nil // else all would be drained before the first is replaced
+	}
 	r := &Runner{
 		cfg: cfg, log: t.Log, poke: make(chan struct{}, 1),
 		fleet:       newCaller(cfg.HTTP, t),

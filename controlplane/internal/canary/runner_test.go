@@ -34,6 +34,9 @@ func TestPromotion(t *testing.T) {
 		if c.version != "2" {
 			t.Errorf("stable is %q", c.version)
 		}
+		if len(c.drained) != 0 {
+			t.Errorf("%v were drained beside the rollout that replaces them one by one", c.drained)
+		}
 		want := []actuate.Weights{actuate.Of(1000), actuate.Of(5000), actuate.Of(10000), actuate.Of(0)}
 		if fmt.Sprint(c.weights) != fmt.Sprint(want) {
 			t.Errorf("weights %v, want %v", c.weights, want)
@@ -45,6 +48,28 @@ func TestPromotion(t *testing.T) {
 		if past, err := c.store.Tail(t.Context(), log, time.Time{}, 10); err != nil || len(past) != 1 {
 			t.Errorf("%d canaries in the log, %v", len(past), err)
 		}
+	})
+}
+
+// Where nothing replaces the old gateways, people do: they find them empty.
+func TestPromotionByHand(t *testing.T) {
+	inTime(t, func(t *testing.T, c *cluster) {
+		l := c.leadWith("a", bare{c})
+		defer l.stop()
+		s := spec
+		s.AutoPromote = true
+		start(t, l.Runner, s)
+		until(t, l.Runner, "replacing", in(plan.Replacing))
+		time.Sleep(3 * time.Second) // fake time
+		c.mu.Lock()
+		if !c.drained["s0"] || !c.drained["s1"] || c.drained["c0"] || c.version != "" {
+			t.Errorf("drained %v, version %q", c.drained, c.version)
+		}
+		for _, n := range c.nodes {
+			n.version = "2"
+		}
+		c.mu.Unlock()
+		until(t, l.Runner, "promoted", in(plan.Promoted))
 	})
 }
 

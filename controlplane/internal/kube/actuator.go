@@ -62,6 +62,7 @@ func percent(w uint32) string { return fmt.Sprintf("%g %%", float64(w)/100) }
 func (k *Kube) canary() string { return k.cfg.Deployment + "-canary" }
 
 // setWeights changes the rule that leads to both tracks and tells whether it had to.
+// A chart without a canary has no such rule, and all clients reach stable.
 func setWeights(route *unstructured.Unstructured, stable, canary string, w actuate.Weights) (changed bool, err error) {
 	weights := map[string]int64{stable: int64(w.Stable), canary: int64(w.Canary)}
 	// Whole per cents where they will do: people read them.
@@ -101,6 +102,9 @@ func setWeights(route *unstructured.Unstructured, stable, canary string, w actua
 			}
 		}
 		rule["backendRefs"] = refs
+	}
+	if !found && w.Canary == 0 {
+		return false, nil
 	}
 	if !found {
 		return false, fmt.Errorf("no rule has both backends %s and %s: canary.enabled of the chart", stable, canary)

@@ -94,6 +94,7 @@ func (k *Kube) act(ctx context.Context, a Action) {
 		return // the pod has gone, or this process is not the leader any more
 	}
 	k.mu.Lock()
+	again := time.Since(k.refused[a.Pod]) < 2*drainAgain
 	switch {
 	case a.Verb == Cost && err == nil:
 		k.written[a.Pod] = time.Now()
@@ -102,6 +103,9 @@ func (k *Kube) act(ctx context.Context, a Action) {
 	}
 	k.mu.Unlock()
 	if err != nil {
+		if a.Verb == Drain && !again {
+			k.event(ctx, reference{"v1", "Pod", a.Pod}, "DrainRefused", fmt.Sprintf("not drained: %s: %v", a.Why, err))
+		}
 		k.failed.With(string(a.Verb)).Inc()
 		k.log.WarnContext(ctx, "kube_action_failed", "verb", string(a.Verb), "pod", a.Pod, "why", a.Why, "err", err)
 		return

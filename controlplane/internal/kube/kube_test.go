@@ -214,6 +214,9 @@ func TestApplyWithoutBackends(t *testing.T) {
 	if err := w.Apply(t.Context(), actuate.Of(500)); err == nil || !strings.Contains(err.Error(), "no rule has both backends other and other-canary") {
 		t.Error(err)
 	}
+	if err := w.Apply(t.Context(), actuate.Of(0)); err != nil {
+		t.Errorf("all are to reach stable, and do: %v", err)
+	}
 	w.cfg.Route = "gone"
 	if err := w.Apply(t.Context(), actuate.Of(500)); err == nil || !strings.Contains(err.Error(), "there is none") {
 		t.Error(err)
@@ -333,5 +336,15 @@ func TestRefusedDrainIsNotAskedForAgainAtOnce(t *testing.T) {
 	}
 	if len(w.asked) != 1 {
 		t.Errorf("asked %d times", len(w.asked))
+	}
+	// And the event is written once, however often it is asked for.
+	w.refused["gw-a"] = time.Now().Add(-drainAgain)
+	w.act(t.Context(), Action{Verb: Drain, Pod: "gw-a", Why: "test"})
+	list, err := w.dyn.Resource(events).Namespace(ns).List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(w.asked) != 2 || len(list.Items) != 1 {
+		t.Fatalf("asked %d times, %d events, %v", len(w.asked), len(list.Items), err)
+	}
+	if e := list.Items[0].Object; e["reason"] != "DrainRefused" || e["message"] != "not drained: test: no room" {
+		t.Errorf("event %v", e)
 	}
 }

@@ -40,8 +40,9 @@ type Actuator interface {
 
 // Promoter is an Actuator that can also replace the stable gateways.
 type Promoter interface {
-	// Promote has the stable gateways run the canary's version. It may be called
-	// again and again.
+	// Promote has the stable gateways run the canary's version. It replaces them
+	// gradually and has each drain when its turn comes: nobody else drains them. It
+	// may be called again and again.
 	Promote(ctx context.Context, version string) error
 }
 

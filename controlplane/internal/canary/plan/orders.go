@@ -31,7 +31,8 @@ type Orders struct {
 	Weight uint32
 	// Version that the stable gateways are to have; empty: as they are.
 	Version string
-	// Drain names old stable gateways that are to be emptied.
+	// Drain names old stable gateways that are to be emptied, unless what replaces
+	// them by Version does that.
 	Drain []string
 }
 
