@@ -18,6 +18,7 @@ type drains struct {
 	steps    []*controlv1.DrainOperation // of WatchDrains, one a message
 	warnings []string
 	rehearse *controlv1.RehearseDrainResponse
+	watched  []int // requests that had been made when each watch began; guarded by control.mu
 }
 
 func (c *control) Drain(_ context.Context, r *connect.Request[controlv1.DrainRequest]) (*connect.Response[controlv1.DrainResponse], error) {
@@ -45,6 +46,9 @@ func (c *control) ListDrains(_ context.Context, r *connect.Request[controlv1.Lis
 }
 
 func (c *control) WatchDrains(_ context.Context, _ *connect.Request[controlv1.WatchDrainsRequest], out *connect.ServerStream[controlv1.WatchDrainsResponse]) error {
+	c.mu.Lock()
+	c.watched = append(c.watched, len(c.requests))
+	c.mu.Unlock()
 	for _, op := range c.steps {
 		if err := out.Send(&controlv1.WatchDrainsResponse{Drains: []*controlv1.DrainOperation{op}}); err != nil {
 			return err

@@ -1,11 +1,32 @@
 package ctl_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
 	controlv1 "github.com/mics-im/mics/proto/mics/control/v1"
 )
+
+// TestAllOfAKubernetesNodeLeave: who waits for one gateway has told of the others
+// before, else its sessions would be moved to one that is drained next.
+func TestAllOfAKubernetesNodeLeave(t *testing.T) {
+	c := healthy()
+	c.nodes.Nodes[0].KubernetesNode = "worker-1"
+	second := gateway("gw-2")
+	second.KubernetesNode = "worker-1"
+	c.nodes.Nodes = append(c.nodes.Nodes, second)
+	c.steps = []*controlv1.DrainOperation{under(250), finished(controlv1.DrainState_DRAIN_STATE_DONE)}
+	got := run(t.Context(), term{}, "drain", "--k8s-node", "worker-1", "--wait", "--endpoint", serve(t, c))
+	if got.code != 0 || strings.Count(got.out, "Handed over") != 2 {
+		t.Fatalf("got %+v", got)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if fmt.Sprint(c.watched) != "[2 2]" {
+		t.Errorf("drains that had been asked for when each was waited for: %v", c.watched)
+	}
+}
 
 func TestDrainOfAKubernetesNode(t *testing.T) {
 	c := healthy()

@@ -121,42 +121,39 @@ func oneGateway(app *cli.App) cobra.CompletionFunc {
 	}
 }
 
-func (o *Options) run(ctx context.Context, node string) error {
+// ask has a gateway drained, at rate.
+func (o *Options) ask(ctx context.Context, node string, rate float64) (*controlv1.DrainOperation, error) {
+	client, err := o.Client()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+	res, err := client.Drain(ctx, connect.NewRequest(&controlv1.DrainRequest{
+		NodeId: node, TimeoutMs: uint64(o.timeout.Milliseconds()), SessionsPerSecond: rate, Force: o.Force,
+	}))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg.GetDrain(), cli.Warn(o.Err, res.Msg.GetWarnings())
+}
+
+// report says that a drain has been asked for or, with --wait, how it went.
+func (o *Options) report(ctx context.Context, op *controlv1.DrainOperation) error {
 	printer, err := o.Printer()
 	if err != nil {
 		return err
 	}
-	rate, err := o.parse()
-	switch {
-	case err != nil:
-		return cli.Usage(err)
-	case o.limited && !o.Wait:
-		return cli.Usage(errors.New("--max-gap, --max-lost: want --wait"))
-	case o.MaxGap < 0 || o.MaxLost < -1:
-		return cli.Usage(errors.New("--max-gap, --max-lost: must not be negative"))
-	}
-	client, err := o.Client()
-	if err != nil {
-		return err
-	}
-	asked, cancel := context.WithTimeout(ctx, o.Timeout)
-	defer cancel()
-	res, err := client.Drain(asked, connect.NewRequest(&controlv1.DrainRequest{
-		NodeId: node, TimeoutMs: uint64(o.timeout.Milliseconds()), SessionsPerSecond: rate, Force: o.Force,
-	}))
-	if err != nil {
-		return err
-	}
-	if err := cli.Warn(o.Err, res.Msg.GetWarnings()); err != nil {
-		return err
-	}
-	op := res.Msg.GetDrain()
 	if !o.Wait {
 		doc := view.NewDrain(op)
 		return printer.Print(doc, func(w io.Writer) error {
 			_, err := fmt.Fprintf(w, "Drain %s of %s: %s. Follow it with 'micsctl drains --watch'.\n", output.Clean(doc.ID), output.Clean(doc.Node), doc.State)
 			return err
 		})
+	}
+	client, err := o.Client()
+	if err != nil {
+		return err
 	}
 	op, err = (&follower{app: o.App, client: client, id: op.GetOperationId(), last: op}).run(ctx)
 	if err != nil {
@@ -167,6 +164,21 @@ func (o *Options) run(ctx context.Context, node string) error {
 		return err
 	}
 	return o.judge(doc)
+}
+
+// check reads the flags.
+func (o *Options) check() (rate float64, err error) {
+	rate, err = o.parse()
+	switch {
+	case err != nil:
+		return 0, cli.Usage(err)
+	case o.limited && !o.Wait:
+		return 0, cli.Usage(errors.New("--max-gap, --max-lost: want --wait"))
+	case o.MaxGap < 0 || o.MaxLost < -1:
+		return 0, cli.Usage(errors.New("--max-gap, --max-lost: must not be negative"))
+	}
+	_, err = o.Printer()
+	return rate, err
 }
 
 // judge turns an end into an exit code.

@@ -11,18 +11,31 @@ import (
 )
 
 // runAll drains the gateway that is named, or all of a Kubernetes node; one that
-// cannot be drained does not keep the others.
+// cannot be drained does not keep the others. All are asked for before one is waited
+// for: the control plane then moves nobody to a gateway that is drained next.
 func (o *Options) runAll(ctx context.Context, args []string) error {
-	if o.KubernetesNode == "" {
-		return o.run(ctx, args[0])
-	}
-	nodes, err := o.placed(ctx)
+	rate, err := o.check()
 	if err != nil {
 		return err
 	}
+	nodes := args
+	if o.KubernetesNode != "" {
+		if nodes, err = o.placed(ctx); err != nil {
+			return err
+		}
+	}
 	var errs []error
+	var ops []*controlv1.DrainOperation
 	for _, n := range nodes {
-		errs = append(errs, o.run(ctx, n))
+		op, err := o.ask(ctx, n, rate)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		ops = append(ops, op)
+	}
+	for _, op := range ops {
+		errs = append(errs, o.report(ctx, op))
 	}
 	return errors.Join(errs...)
 }
