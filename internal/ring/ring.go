@@ -8,6 +8,7 @@ package ring
 
 import (
 	"encoding/binary"
+	"strconv"
 
 	"github.com/cespare/xxhash/v2"
 )
@@ -21,6 +22,22 @@ func Hash(tenant, user string) uint64 {
 	b = append(b, 0)
 	b = append(b, user...)
 	return xxhash.Sum64(b)
+}
+
+// HomeParam is the query parameter in which a gateway that sends a client elsewhere
+// tells the next one the user's Hash, in hexadecimal, see Hint.
+const HomeParam = "home"
+
+// Hint writes a Hash for HomeParam.
+func Hint(h uint64) string { return strconv.FormatUint(h, 16) }
+
+// ParseHint reads one; 0: there is none.
+func ParseHint(s string) uint64 {
+	h, err := strconv.ParseUint(s, 16, 64)
+	if err != nil {
+		return 0
+	}
+	return h
 }
 
 // Pick returns the index of the user's home among nodes, which need not be in

@@ -53,3 +53,16 @@ func TestTheBackupIsTheNextHome(t *testing.T) {
 		t.Errorf("no nodes: home %d, backup %d", home, backup)
 	}
 }
+
+func TestHints(t *testing.T) {
+	for _, h := range []uint64{1, 0xc0ffee, 1<<64 - 1, Hash("t", "ann")} {
+		if got := ParseHint(Hint(h)); got != h {
+			t.Errorf("%x became %x", h, got)
+		}
+	}
+	for _, s := range []string{"", "router-1", "-1", "10000000000000000", "0x1"} {
+		if got := ParseHint(s); got != 0 {
+			t.Errorf("%q became %x", s, got)
+		}
+	}
+}

@@ -4,6 +4,7 @@ package downlink
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -118,9 +119,15 @@ func (s *Service) Handover(ctx context.Context, req *connect.Request[gatewayv1.H
 		res.Found, res.Ahead = sess.Resumable(m.GetLastSeq())
 	default:
 		var h session.Handed
+		at := time.Now()
 		h, res.Found = sess.Freeze(ctx, session.Takeover{Code: code, Reason: reason, Resume: m.GetResume(), LastSeq: m.GetLastSeq()})
 		res.Undelivered, res.NextSeq, res.AcknowledgedSeq = h.Undelivered, h.NextSeq, h.AckedSeq
 		res.RecentKeys, res.RecentAges, res.Whole = h.Keys, h.Ages, h.Whole
+		if s.o.Telemetry.Log.Enabled(ctx, slog.LevelDebug) {
+			id := sess.Identity()
+			s.o.Telemetry.Log.DebugContext(ctx, "session_frozen", telemetry.TenantID, id.Tenant, "UserId", id.User, "DeviceId", id.Device,
+				"SessionId", sess.ID(), "found", res.Found, "at_ns", at.UnixNano())
+		}
 	}
 	return connect.NewResponse(res), nil
 }

@@ -5,9 +5,11 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mics-im/mics/gateway/internal/session"
+	"github.com/mics-im/mics/internal/ring"
 	messagev1 "github.com/mics-im/mics/proto/mics/message/v1"
 )
 
@@ -69,7 +71,7 @@ func (m *Mover) Ask(ctx context.Context, sessions []*session.Session, a Ask) (as
 			}
 			msg.DeadlineMs = (a.Within - time.Since(began)).Milliseconds()
 			if a.URL != nil {
-				msg.Url = a.URL(s)
+				msg.Url = withHome(a.URL(s), s.Identity())
 			}
 			if msg.ResumeToken != "" && msg.DeadlineMs > 0 && s.Migrate(msg) {
 				asked = append(asked, s)
@@ -79,6 +81,20 @@ func (m *Mover) Ask(ctx context.Context, sessions []*session.Session, a Ask) (as
 		}
 	}
 	return asked, unable
+}
+
+// withHome adds to a URL whose client it is, so that the next gateway can ask the
+// user's home at once: the answer then has no other router to pass while nothing can
+// be delivered.
+func withHome(url string, id session.Identity) string {
+	if url == "" {
+		return "" // the usual one, which is not known here
+	}
+	sep := "?"
+	if strings.Contains(url, "?") {
+		sep = "&"
+	}
+	return url + sep + ring.HomeParam + "=" + ring.Hint(ring.Hash(id.Tenant, id.User))
 }
 
 // jitter is somewhere in the i-th of n slots.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mics-im/mics/gateway/internal/session"
 	"github.com/mics-im/mics/internal/fault"
+	"github.com/mics-im/mics/internal/ring"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
@@ -97,7 +98,13 @@ func (d *directed) crowd(n int) *crowd {
 				return
 			}
 			c.mu.Lock()
-			c.asked[i] = append(c.asked[i], m.GetUrl())
+			url := m.GetUrl()
+			if at, ok := strings.CutSuffix(url, "home="+ring.Hint(ring.Hash("t", s.Identity().User))); ok {
+				url = at[:len(at)-1]
+			} else if url != "" {
+				d.t.Errorf("%q does not tell the home", url)
+			}
+			c.asked[i] = append(c.asked[i], url)
 			c.mu.Unlock()
 			time.Sleep(time.Duration(m.GetDelayMs()) * time.Millisecond) // fake time
 			if _, ok := s.Freeze(context.Background(), session.Takeover{Code: session.CodeReplaced, Reason: "replaced", Resume: true}); ok {

@@ -20,6 +20,7 @@ import (
 	"github.com/mics-im/mics/gateway/internal/wstest"
 	"github.com/mics-im/mics/internal/cohort"
 	"github.com/mics-im/mics/internal/fault"
+	"github.com/mics-im/mics/internal/ring"
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/internal/testkit"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
@@ -130,7 +131,13 @@ func (w *world) follow(user string, s *session.Session, c *wstest.Client) {
 			}
 			seen = n
 			w.mu.Lock()
-			w.asked[user] = append(w.asked[user], m.GetUrl())
+			url := m.GetUrl()
+			if at, ok := strings.CutSuffix(url, "home="+ring.Hint(ring.Hash("t", user))); ok {
+				url = at[:len(at)-1]
+			} else if url != "" {
+				w.t.Errorf("%q does not tell the home", url)
+			}
+			w.asked[user] = append(w.asked[user], url)
 			stays := w.stays
 			w.mu.Unlock()
 			if !stays {

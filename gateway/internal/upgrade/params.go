@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/mics-im/mics/gateway/internal/ws"
+	"github.com/mics-im/mics/internal/ring"
 )
 
 // Limits of what a client says of itself, in bytes.
@@ -41,6 +42,9 @@ type request struct {
 	// resume names the session to go on with, empty: none; of V2 clients only.
 	resume  string
 	lastSeq uint64
+	// home is the user's place among the routers, as the gateway says that sent the
+	// client here; 0: not known. It only says whom to ask first.
+	home uint64
 	// protocol is the subprotocol to select.
 	protocol string
 	// began is when its header had been read.
@@ -74,6 +78,7 @@ func parse(r *http.Request) (request, refusal) {
 	var badSeq error
 	if req.version == 2 {
 		req.resume = q.Get("resume")
+		req.home = ring.ParseHint(q.Get(ring.HomeParam))
 		if text := q.Get("lastSeq"); text != "" && req.resume != "" {
 			req.lastSeq, badSeq = strconv.ParseUint(text, 10, 64)
 		}

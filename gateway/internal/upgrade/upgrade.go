@@ -29,9 +29,9 @@ const logEvery = time.Second
 // Options are what a Handler needs; the limits may be zero: none.
 type Options struct {
 	Registry *registry.Registry
-	// OpenSession asks a router. unsure: one that has not answered may have
-	// admitted the session.
-	OpenSession func(context.Context, *routerv1.OpenSessionRequest) (res *routerv1.OpenSessionResponse, unsure bool, err error)
+	// OpenSession asks a router, the home of the user with that hash first (0: not
+	// known). unsure: one that has not answered may have admitted the session.
+	OpenSession func(ctx context.Context, req *routerv1.OpenSessionRequest, home uint64) (res *routerv1.OpenSessionResponse, unsure bool, err error)
 	Gateway     *gatewayv1.GatewayRef
 	// Closed says why no connection is taken now, empty: they are.
 	Closed func() string
@@ -217,7 +217,7 @@ func (h *Handler) open(conn *ws.Conn, req request, no refusal, remote string) {
 		Gateway: h.opts.Gateway, SessionId: s.ID(), TenantId: req.tenant, Token: req.token, DeviceId: req.device,
 		Version: req.version, Traceparent: telemetry.TraceParent(ctx),
 		ResumeToken: req.resume, LastSeq: req.lastSeq,
-	})
+	}, req.home)
 	if req.resume != "" && err == nil && !res.GetResumed() && (res.GetRefusal() == nil || res.GetRefusal().GetResume()) {
 		h.anew.Inc()
 	}
@@ -296,6 +296,10 @@ func (h *Handler) acked(req request, res *routerv1.OpenSessionResponse) func() {
 		h.accept.Record(ms(now.Sub(began)))
 		a.Gap = frozen + now.Sub(answered)
 		h.opts.Arrived(a)
+		if h.log.Enabled(h.ctx, slog.LevelDebug) {
+			h.log.Debug("session_went_on", telemetry.TenantID, req.tenant, "UserId", res.GetUserId(), "DeviceId", res.GetDeviceId(),
+				"from", a.Origin.GetNodeId(), "gap_ms", ms(a.Gap), "answered_ns", answered.UnixNano(), "at_ns", now.UnixNano())
+		}
 	}
 }
 

@@ -44,6 +44,8 @@ func TestParse(t *testing.T) {
 		"beyond ASCII":    {handshake(query("tänant", "k", "电话")), anew("tänant", "k", "电话", 1, ""), refusal{}},
 		"resume": {handshake(query("t", "k", "d") + "&v=2&resume=abc-_&lastSeq=18446744073709551615"),
 			request{tenant: "t", token: "k", device: "d", version: 2, resume: "abc-_", lastSeq: 1<<64 - 1}, refusal{}},
+		"resume, home known":   {handshake(query("t", "k", "d") + "&v=2&home=00c0ffee00000001&resume=a"), request{tenant: "t", token: "k", device: "d", version: 2, resume: "a", home: 0xc0ffee00000001}, refusal{}},
+		"home of no use":       {handshake(query("t", "k", "d") + "&v=2&home=router-1&resume=a"), request{tenant: "t", token: "k", device: "d", version: 2, resume: "a"}, refusal{}},
 		"resume, nothing seen": {handshake(query("t", "k", "d") + "&v=2&resume=a"), request{tenant: "t", token: "k", device: "d", version: 2, resume: "a"}, refusal{}},
 		"V1 resumes nothing":   {handshake(query("t", "k", "d") + "&resume=a&lastSeq=x"), anew("t", "k", "d", 1, ""), refusal{}},
 		"lastSeq alone":        {handshake(query("t", "k", "d") + "&v=2&lastSeq=x"), anew("t", "k", "d", 2, ""), refusal{}},

@@ -9,6 +9,7 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/mics-im/mics/internal/fault"
+	"github.com/mics-im/mics/internal/ring"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 )
 
@@ -22,10 +23,11 @@ const (
 // errNotLinked says that no router was asked.
 var errNotLinked = errors.New("no router is linked")
 
-// OpenSession asks one router after the other, until one answers; the refusal of
-// a session is an answer. unsure says that one was asked which did not answer: it
+// OpenSession asks one router after the other, until one answers; the first is the
+// home of the user with that hash (ring.Hash), if it is known (not 0). The refusal of a
+// session is an answer. unsure says that one was asked which did not answer: it
 // may have admitted the session, whatever the result is.
-func (u *Uplink) OpenSession(ctx context.Context, req *routerv1.OpenSessionRequest) (res *routerv1.OpenSessionResponse, unsure bool, err error) {
+func (u *Uplink) OpenSession(ctx context.Context, req *routerv1.OpenSessionRequest, home uint64) (res *routerv1.OpenSessionResponse, unsure bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	var b backoff
@@ -33,7 +35,13 @@ func (u *Uplink) OpenSession(ctx context.Context, req *routerv1.OpenSessionReque
 	err = errNotLinked
 	turn := u.turn.Add(1)
 	for len(tried) < openTries {
-		l := u.pick(turn, tried)
+		var l *link
+		if len(tried) == 0 && home != 0 {
+			l = u.homeLink(home)
+		}
+		if l == nil {
+			l = u.pick(turn, tried)
+		}
 		if l == nil || slices.Contains(tried, l) && !b.wait(ctx) { // the same again, but not at once
 			break
 		}
@@ -66,6 +74,24 @@ func (l *link) open(ctx context.Context, req *routerv1.OpenSessionRequest) (*rou
 		return nil, err
 	}
 	return res.Msg, nil
+}
+
+// homeLink is the link to a user's home, nil where there is none just now.
+func (u *Uplink) homeLink(hash uint64) *link {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	names := make([]string, len(u.homes))
+	for i, m := range u.homes {
+		names[i] = m.id
+	}
+	i := ring.PickHash(names, hash)
+	if i < 0 {
+		return nil
+	}
+	if l := u.links[u.homes[i].url]; l != nil && l.registered {
+		return l
+	}
+	return nil
 }
 
 // pick returns the next linked router whose turn it is and that has not been

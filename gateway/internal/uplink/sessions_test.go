@@ -11,6 +11,7 @@ import (
 
 	"github.com/mics-im/mics/gateway/internal/routertest"
 	"github.com/mics-im/mics/internal/fault"
+	"github.com/mics-im/mics/internal/ring"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 )
 
@@ -26,7 +27,7 @@ func TestOpenSessionTriesTheNextRouter(t *testing.T) {
 		w.u.Start()
 		w.pass(time.Second)
 		for i := range 4 {
-			res, unsure, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{SessionId: 9, Token: "x"})
+			res, unsure, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{SessionId: 9, Token: "x"}, 0)
 			if err != nil || res.GetUserId() != "u-x" || unsure != (i%2 == 1) {
 				t.Fatalf("%d: got %v, unsure %v, %v", i, res, unsure, err)
 			}
@@ -35,12 +36,61 @@ func TestOpenSessionTriesTheNextRouter(t *testing.T) {
 			t.Errorf("a was asked %d times, not in turn", n)
 		}
 		b.Do(away)
-		_, unsure, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{SessionId: 10})
+		_, unsure, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{SessionId: 10}, 0)
 		if fault.KindOf(err) != fault.Unavailable || !unsure {
 			t.Errorf("got %v, unsure %v", err, unsure)
 		}
 		if n := len(a.Opened()) + len(b.Opened()); n != 2+4+openTries {
 			t.Errorf("asked %d times in all", n)
+		}
+	})
+}
+
+func TestOpenSessionAsksTheHomeFirst(t *testing.T) {
+	run(t, []string{base("a")}, func(w *world) {
+		a, b := w.router("a"), w.router("b")
+		w.cluster.Set(a, b)
+		w.u.Start()
+		w.pass(time.Second)
+		home := ring.Hash(tenant, userOf("b", "a"))
+		open := func(times int, home uint64) {
+			for range times {
+				if _, unsure, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{SessionId: 9}, home); err != nil || unsure {
+					t.Fatalf("unsure %v, %v", unsure, err)
+				}
+			}
+		}
+		open(5, home)
+		if n, m := len(a.Opened()), len(b.Opened()); n != 0 || m != 5 {
+			t.Errorf("a was asked %d times, b, the home, %d times", n, m)
+		}
+		b.Kill()
+		w.pass(10 * time.Millisecond) // its lease is not over
+		open(5, home)
+		if n := len(a.Opened()); n != 5 {
+			t.Errorf("with the home dead, a was asked %d times", n)
+		}
+	})
+}
+
+func TestOpenSessionElsewhereThanAtHome(t *testing.T) {
+	run(t, []string{base("a")}, func(w *world) {
+		a, b := w.router("a"), w.router("b", func(r *routertest.Router) {
+			r.Open = func(*routerv1.OpenSessionRequest) (*routerv1.OpenSessionResponse, error) {
+				return nil, fault.New(fault.Unavailable, "going")
+			}
+		})
+		w.cluster.Set(a, b)
+		w.u.Start()
+		w.pass(time.Second)
+		for range 4 {
+			_, unsure, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{SessionId: 9}, ring.Hash(tenant, userOf("b", "a")))
+			if err != nil || !unsure {
+				t.Errorf("unsure %v, %v", unsure, err)
+			}
+		}
+		if n, m := len(a.Opened()), len(b.Opened()); n != 4 || m != 4 {
+			t.Errorf("asked %d and %d times", n, m)
 		}
 	})
 }
@@ -66,7 +116,7 @@ func TestOpenSessionWhenTheRouterDiesMeanwhile(t *testing.T) {
 			a.Kill()
 		}()
 		for range 2 { // one of them asks a first
-			if _, _, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{SessionId: 9}); err != nil {
+			if _, _, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{SessionId: 9}, 0); err != nil {
 				t.Errorf("got %v", err)
 			}
 		}

@@ -308,7 +308,7 @@ func TestNoRouter(t *testing.T) {
 		w.publish(1, "u", "2")
 		w.pass(3 * time.Second)
 		w.want("outcomes without a router", w.answered(), "1!")
-		if _, unsure, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{}); !errors.Is(err, errNotLinked) || unsure {
+		if _, unsure, err := w.u.OpenSession(w.t.Context(), &routerv1.OpenSessionRequest{}, 0); !errors.Is(err, errNotLinked) || unsure {
 			t.Errorf("OpenSession: %v, unsure %v", err, unsure)
 		}
 		if w.fenced.Load() != 0 || w.u.HasLease() {

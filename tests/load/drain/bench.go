@@ -88,6 +88,7 @@ func (c Config) Check() error {
 // bench is one run. It is for one goroutine.
 type bench struct {
 	cfg     Config
+	dir     string // of the processes' logs
 	cluster *load.Cluster
 	op      *operator
 	clients agents
@@ -102,9 +103,10 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	if err != nil {
 		return b.report, err
 	}
+	b.dir = dir
 	cluster := cfg.Cluster
 	cluster.Dir, cluster.Gateways, cluster.Routers, cluster.ControlPlanes, cluster.Redis = dir, gateways, 2, 2, true
-	cluster.Env = append(cluster.Env, fmt.Sprintf("DRAIN_TIMEOUT_SECONDS=%d", int(cfg.Timeout.Seconds())))
+	cluster.Env = append(cluster.Env, "LOG_LEVEL=debug", fmt.Sprintf("DRAIN_TIMEOUT_SECONDS=%d", int(cfg.Timeout.Seconds())))
 	b.report.Load = append(b.report.Load, loadAverage())
 	b.cluster, err = load.StartCluster(ctx, cluster)
 	if err != nil {
@@ -169,7 +171,11 @@ func (b *bench) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.report.take(seen)
+	j, err := readJournal(b.dir)
+	if err != nil {
+		return err
+	}
+	b.report.take(seen, j)
 	b.report.judge(cfg, seen)
 	return broken // what was seen until then is in the report
 }

@@ -47,6 +47,7 @@ type client struct {
 	ended     error
 	live      int       // sockets with a ConnectAck
 	offSince  time.Time // since when there was none
+	acked     time.Time // when the last ConnectAck was read
 	moving    time.Time // when the handshake of the socket being opened was sent; zero: none is
 	moves     [4]span   // the last ones, at moved%4
 	moved     int
@@ -274,14 +275,15 @@ func (c *client) opened(sent, at time.Time) {
 		moved, hole = true, at.Sub(c.offSince)
 	}
 	c.live++
-	c.moving = time.Time{}
+	m := Move{Client: c.n, After: c.acked.UnixNano(), Sent: sent.UnixNano(), Read: at.UnixNano()}
+	c.moving, c.acked = time.Time{}, at
 	if moved {
 		c.moves[c.moved%len(c.moves)] = span{sent, at}
 		c.moved++
 	}
 	c.mu.Unlock()
 	if moved {
-		c.crowd.moved(at, at.Sub(sent), hole)
+		c.crowd.moved(at, m, hole)
 	}
 }
 

@@ -37,10 +37,10 @@ type Seen struct {
 	// moved while they were under way.
 	Latency load.Histogram `json:"latency"`
 	Moving  load.Histogram `json:"moving"`
-	// Gap of every move, and Hole: of those whose first connection ended before the
+	// Moves are all of them; Hole is, of those whose first connection ended before the
 	// second had its ConnectAck, the time between.
-	Gap  load.Histogram `json:"gap"`
-	Hole load.Histogram `json:"hole"`
+	Moves []Move         `json:"moves,omitempty"`
+	Hole  load.Histogram `json:"hole"`
 	// Away is the time from a disconnect to the next connect; Returns counts those
 	// by second of the phase.
 	Away    load.Histogram `json:"away"`
@@ -54,7 +54,7 @@ type Seen struct {
 func (s *Seen) merge(o *Seen) {
 	s.Latency.Merge(&o.Latency)
 	s.Moving.Merge(&o.Moving)
-	s.Gap.Merge(&o.Gap)
+	s.Moves = append(s.Moves, o.Moves...)
 	s.Hole.Merge(&o.Hole)
 	s.Away.Merge(&o.Away)
 	s.Late.Merge(&o.Late)
@@ -88,7 +88,7 @@ type crowd struct {
 	traffic sync.WaitGroup
 
 	mu       sync.Mutex
-	phases   []*phase   // guarded by mu, their maps too; the last one is now
+	phases   []*phase   // guarded by mu, their maps and moves too; the last one is now
 	kept     []net.Conn // guarded by mu
 	oddities []string   // guarded by mu
 	muted    time.Time  // guarded by mu
@@ -245,9 +245,11 @@ func (c *crowd) oddity(text string) {
 	}
 }
 
-func (c *crowd) moved(at time.Time, gap, hole time.Duration) {
-	p := c.phaseAt(at)
-	p.Gap.Add(gap)
+func (c *crowd) moved(at time.Time, m Move, hole time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.at(at)
+	p.Moves = append(p.Moves, m)
 	if hole > 0 {
 		p.Hole.Add(hole)
 	}

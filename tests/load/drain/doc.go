@@ -8,12 +8,16 @@
 //
 // What is timed:
 //
-//   - gap, of a move from one connection to another: from the moment at which the
-//     client sends the handshake of its second connection to the moment at which it
-//     has read the ConnectAck there. Somewhere within it the session is frozen at
-//     the old gateway and thawed at the new one, so this is never less than the time
-//     in which nothing could be delivered. Gateways count that time themselves, from
-//     within; their figure is in the receipt of the drain, and is printed beside it.
+//   - gap, of a move from one connection to another: the time in which nothing could
+//     be delivered to the application, from the moment at which the old gateway froze
+//     the session (its debug event session_frozen) to the moment at which the client
+//     had read the ConnectAck on its second connection. One machine, one clock. Of
+//     several freezes since its ConnectAck before, the first counts. Gateways count a
+//     gap themselves, from when the home router asks for the Handover to the written
+//     ConnectAck, without the ways from the home and to the client; their figure is in
+//     the receipt of the drain, and is printed beside it.
+//   - whole move: from the moment at which the client sent the handshake of its second
+//     connection. Until the freeze somewhere within it the first one delivers.
 //   - latency, of a message: from the time at which it was due to be sent until the
 //     application has it. It is told apart for messages whose recipient was moving
 //     while they were under way.

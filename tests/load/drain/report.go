@@ -23,9 +23,14 @@ type Report struct {
 	// Load is the machine's load average before, and after.
 	Load   []string `json:"load"`
 	Phases []Phase  `json:"phases"`
-	// Gaps and Holes are those of all phases.
-	Gaps     Spread    `json:"gaps"`
-	Holes    Spread    `json:"holes"`
+	// Gaps, Moves and Holes are those of all phases, Stages what the gaps consist of.
+	Gaps   Spread `json:"gaps"`
+	Moves  Spread `json:"moves"`
+	Holes  Spread `json:"holes"`
+	Stages Stages `json:"stages"`
+	// Unjoined is of how many moves no gateway told the freeze: their gap counts from
+	// the sending of the handshake.
+	Unjoined int       `json:"unjoined"`
 	Audit    Audit     `json:"audit"`
 	Receipts []Receipt `json:"receipts,omitempty"`
 	// Disconnects by close code, over all phases.
@@ -49,6 +54,7 @@ type Phase struct {
 	Latency Spread  `json:"latency"`
 	Moving  Spread  `json:"moving"`
 	Gap     Spread  `json:"gap"`
+	Move    Spread  `json:"move"`
 	Hole    Spread  `json:"hole"`
 	Away    Spread  `json:"away"`
 	Late    Spread  `json:"late"`
@@ -117,16 +123,18 @@ func receiptOf(phase string, op *controlv1.DrainOperation) Receipt {
 	}
 }
 
-// take fills in what clients saw.
-func (r *Report) take(o outcome) {
-	gaps, holes := &load.Histogram{}, &load.Histogram{}
+// take fills in what clients saw, and the gateways' journal.
+func (r *Report) take(o outcome, j journal) {
+	all := &timing{}
+	holes := &load.Histogram{}
 	for i := range r.Phases {
 		p := &r.Phases[i]
 		s := o.Seen[p.Name]
 		if s == nil {
 			continue
 		}
-		p.Latency, p.Moving, p.Gap, p.Hole = spread(&s.Latency), spread(&s.Moving), spread(&s.Gap), spread(&s.Hole)
+		t := j.time(s.Moves)
+		p.Latency, p.Moving, p.Gap, p.Move, p.Hole = spread(&s.Latency), spread(&s.Moving), spread(&t.gap), spread(&t.move), spread(&s.Hole)
 		p.Away, p.Late = spread(&s.Away), spread(&s.Late)
 		for second, n := range s.Returns {
 			for len(p.Returns) <= second {
@@ -134,11 +142,12 @@ func (r *Report) take(o outcome) {
 			}
 			p.Returns[second] += n
 		}
-		gaps.Merge(&s.Gap)
+		all.merge(t)
 		holes.Merge(&s.Hole)
 		r.Disconnects = sum(r.Disconnects, s.Disconnects)
 	}
-	r.Gaps, r.Holes, r.Audit, r.Oddities = spread(gaps), spread(holes), o.Audit, o.Oddities
+	r.Gaps, r.Moves, r.Holes, r.Stages, r.Unjoined = spread(&all.gap), spread(&all.move), spread(holes), all.stages(), all.unjoined
+	r.Audit, r.Oddities = o.Audit, o.Oddities
 	r.Responsive, r.Told, r.ToldAfter = o.Responsive, o.Told, o.ToldAfter.Seconds()
 }
 
@@ -209,11 +218,13 @@ func WriteText(w io.Writer, r Report) error {
 	p("%s: %d sessions, %d messages/s; load average %s", r.Part, r.Sessions, r.Rate, strings.Join(r.Load, " before, after "))
 	p("in ms: p50 / p90 / p99 / max (how many)\n")
 	if r.Part == PartV2 {
-		p("phase\ts\tlatency\t· recipient moving\tgap\told one ended first")
+		p("phase\ts\tlatency\t· recipient moving\tgap\twhole move\told one ended first")
 		for _, x := range r.Phases {
-			p("%s\t%.0f\t%s\t%s\t%s\t%s", x.Name, x.Seconds, x.Latency, x.Moving, x.Gap, x.Hole)
+			p("%s\t%.0f\t%s\t%s\t%s\t%s\t%s", x.Name, x.Seconds, x.Latency, x.Moving, x.Gap, x.Move, x.Hole)
 		}
-		p("all moves\t\t\t\t%s", r.Gaps)
+		p("all moves\t\t\t\t%s\t%s", r.Gaps, r.Moves)
+		p("\nthe gap: frozen to answered %s, to ConnectAck written %s, to read %s", r.Stages.Answered, r.Stages.Written, r.Stages.Read)
+		p("moves whose freeze no gateway told, counted from the handshake: %d", r.Unjoined)
 	} else {
 		p("phase\ts\tlatency\taway\treconnects per second")
 		for _, x := range r.Phases {

@@ -70,4 +70,8 @@ func check(t *testing.T, r Report) {
 	if r.Part == PartV2 && r.Gaps.N == 0 {
 		t.Error("nobody moved")
 	}
+	// What gateways and clients say of a move must fit together.
+	if n := uint64(r.Unjoined); n > r.Gaps.N/20 || r.Stages.Read.N+n < r.Gaps.N*19/20 {
+		t.Errorf("of %d moves, %d have no freeze and %d all stages", r.Gaps.N, n, r.Stages.Read.N)
+	}
 }

@@ -73,8 +73,10 @@ func TestAMoveIsTimedFromTheHandshakeToTheConnectAck(t *testing.T) {
 		_ = fourth.Close()
 
 		seen := &c.crowd.phases[0].Seen
-		if g := &seen.Gap; g.Count() != 2 || g.Largest() != 40*time.Millisecond {
-			t.Errorf("%d gaps, up to %v", g.Count(), g.Largest())
+		ms := int64(time.Millisecond)
+		if m := seen.Moves; len(m) != 2 || m[0].Read-m[0].Sent != 40*ms || m[1].Read-m[1].Sent != 6*ms ||
+			m[0].Sent-m[0].After != 60_000*ms || m[1].After != m[0].Read {
+			t.Errorf("%+v", m)
 		}
 		if h := &seen.Hole; h.Count() != 1 || h.Largest() != 5*time.Millisecond {
 			t.Errorf("%d holes, up to %v", h.Count(), h.Largest())
