@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/controlplane/internal/fleet"
+	"github.com/mics-im/mics/controlplane/internal/pace"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
@@ -33,7 +34,7 @@ type Observation struct {
 	At       time.Time
 	Complete bool
 	// Load is since the observation before.
-	Load Load
+	Load pace.Load
 	// Answers are those to the actions before, by operation.
 	Answers map[string]Answer
 }
@@ -130,7 +131,7 @@ func (r Rules) wait(op *Operation, o Observation, busy []string) {
 	}
 	if there && !g.Unreachable && g.Phase == gatewayv1.Phase_PHASE_DRAINING && g.Status.GetDrain().GetOperationId() != op.ID {
 		r.begun(op, g, nil, o)
-		op.Alone, op.Pace = true, Pace{Why: "its own"}
+		op.Alone, op.Pace = true, pace.Pace{Why: "its own"}
 		op.enter(Draining, o.Now, "it drains by itself: it could not wait for its turn")
 		return
 	}

@@ -16,6 +16,7 @@ package drain
 import (
 	"time"
 
+	"github.com/mics-im/mics/controlplane/internal/pace"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
@@ -70,11 +71,11 @@ type Operation struct {
 	Ticked time.Time     `json:"ticked,omitzero"`
 
 	// Sessions is how many there were at the start.
-	Sessions uint64   `json:"sessions"`
-	Progress Progress `json:"progress,omitzero"`
-	Pace     Pace     `json:"pace,omitzero"`
-	Targets  []Target `json:"targets,omitempty"`
-	Warnings []string `json:"warnings,omitempty"`
+	Sessions uint64    `json:"sessions"`
+	Progress Progress  `json:"progress,omitzero"`
+	Pace     pace.Pace `json:"pace,omitzero"`
+	Targets  []Target  `json:"targets,omitempty"`
+	Warnings []string  `json:"warnings,omitempty"`
 	// Alone: the gateway drains, but not by our word; it is only watched.
 	Alone bool `json:"alone,omitempty"`
 	// Asked is when the gateway asked for its turn last.

@@ -1,60 +1,58 @@
 package drain
 
 import (
-	"fmt"
 	"math"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/mics-im/mics/controlplane/internal/fleet"
-	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	"github.com/mics-im/mics/controlplane/internal/pace"
 )
 
 func TestThePaceFollowsTheOthers(t *testing.T) {
 	rules := Rules{MaxRate: 500}
 	now := time.Unix(1000, 0)
 	op := Operation{Sessions: 10_000, Timeout: 5 * time.Minute}
-	op.Pace = rules.begin(op, Load{})
+	op.Pace = rules.begin(op, pace.Load{})
 	if first := op.Pace.Rate; first < 41 || first > 43 { // over 80 % of the timeout
 		t.Errorf("begins at %v", first)
 	}
-	run := func(seconds int, l Load) {
+	run := func(seconds int, l pace.Load) {
 		for range seconds {
 			now = now.Add(time.Second)
 			op.Pace = rules.next(op, l, now)
 		}
 	}
-	run(100, Load{Accepts: 100, AcceptP95: 10, Node: "b"})
+	run(100, pace.Load{Accepts: 100, AcceptP95: 10, Node: "b"})
 	if op.Pace.Rate != 500 {
 		t.Errorf("at most 500: %v", op.Pace.Rate)
 	}
-	run(1, Load{Accepts: 100, AcceptP95: 500, Node: "b"})
+	run(1, pace.Load{Accepts: 100, AcceptP95: 500, Node: "b"})
 	if op.Pace.Rate != 250 || !strings.Contains(op.Pace.Why, "500 ms at b") {
 		t.Errorf("after slow connects: %+v", op.Pace)
 	}
-	run(1, Load{Refused: 3})
+	run(1, pace.Load{Refused: 3})
 	if op.Pace.Rate != 250 {
 		t.Errorf("a decrease had no time to show: %v", op.Pace.Rate)
 	}
-	run(1, Load{Refused: 3})
+	run(1, pace.Load{Refused: 3})
 	if op.Pace.Rate != 125 || !strings.Contains(op.Pace.Why, "refused 3") {
 		t.Errorf("after refusals: %+v", op.Pace)
 	}
-	run(2, Load{Accepts: 50, AuthP95: 140})
+	run(2, pace.Load{Accepts: 50, AuthP95: 140})
 	if op.Pace.Rate != 62.5 || !strings.Contains(op.Pace.Why, "auth hooks") {
 		t.Errorf("after slow hooks: %+v", op.Pace)
 	}
-	run(100, Load{AcceptP95: math.Inf(1), Node: "b"})
+	run(100, pace.Load{AcceptP95: math.Inf(1), Node: "b"})
 	if op.Pace.Rate < 1 || op.Pace.Rate > 10 || !strings.Contains(op.Pace.Why, "at its least") || !strings.Contains(op.Pace.Why, "timeout comes first") {
 		t.Errorf("all the while: %+v", op.Pace)
 	}
 	low := op.Pace.Rate
-	run(1, Load{})
+	run(1, pace.Load{})
 	if op.Pace.Rate != low || !strings.Contains(op.Pace.Why, "steady") {
 		t.Errorf("without evidence: %+v", op.Pace)
 	}
-	run(1, Load{Accepts: 5})
+	run(1, pace.Load{Accepts: 5})
 	if op.Pace.Rate <= low {
 		t.Errorf("it does not recover: %+v", op.Pace)
 	}
@@ -63,11 +61,11 @@ func TestThePaceFollowsTheOthers(t *testing.T) {
 func TestWhatIsUsualIsNotSlow(t *testing.T) {
 	rules := Rules{MaxRate: 500}
 	op := Operation{Sessions: 1000, Timeout: time.Minute}
-	op.Pace = rules.begin(op, Load{Accepts: 100, AcceptP95: 120})
-	if p := rules.next(op, Load{Accepts: 100, AcceptP95: 300}, time.Now()); p.Rate <= op.Pace.Rate {
+	op.Pace = rules.begin(op, pace.Load{Accepts: 100, AcceptP95: 120})
+	if p := rules.next(op, pace.Load{Accepts: 100, AcceptP95: 300}, time.Now()); p.Rate <= op.Pace.Rate {
 		t.Errorf("%+v", p)
 	}
-	if p := rules.next(op, Load{Accepts: 100, AcceptP95: 400}, time.Now()); p.Rate >= op.Pace.Rate {
+	if p := rules.next(op, pace.Load{Accepts: 100, AcceptP95: 400}, time.Now()); p.Rate >= op.Pace.Rate {
 		t.Errorf("%+v", p)
 	}
 }
@@ -91,8 +89,8 @@ func TestGapsSlowAndNeverBelowWhatIsNeeded(t *testing.T) {
 		"too long":                       {rate: 200, gap: 35, gaps: 100, want: 100, whyHas: "slowed: moving takes 35 ms", slowsNow: true},
 		"longer than what is measured":   {rate: 200, gap: math.Inf(1), gaps: 100, want: 100, whyHas: "slowed", slowsNow: true},
 		"slowed a moment ago":            {rate: 200, slowed: time.Second, gap: 35, gaps: 100, want: 200, whyHas: "slowed"},
-		"slowed two seconds ago":         {rate: 200, slowed: backOff, gap: 35, gaps: 100, want: 100, whyHas: "slowed", slowsNow: true},
-		"too few to tell":                {rate: 200, gap: 500, gaps: enoughGaps - 1, want: 220, whyHas: "faster"},
+		"slowed two seconds ago":         {rate: 200, slowed: 2 * time.Second, gap: 35, gaps: 100, want: 100, whyHas: "slowed", slowsNow: true},
+		"too few to tell":                {rate: 200, gap: 500, gaps: 39, want: 220, whyHas: "faster"},
 		"near what is needed":            {rate: 30, gap: 500, gaps: 100, want: 25, whyHas: "slowed", slowsNow: true},
 		"what is needed":                 {rate: 25, gap: 500, gaps: 100, want: 45, whyHas: "faster"},
 		"below what is needed":           {rate: 10, gap: 500, gaps: 100, want: 30, whyHas: "faster"},
@@ -101,40 +99,14 @@ func TestGapsSlowAndNeverBelowWhatIsNeeded(t *testing.T) {
 		"as fast as may be, not so good": {rate: 500, gap: 20, gaps: 100, want: 500, whyHas: "steady: moving"},
 	} {
 		op := base
-		op.Pace = Pace{Rate: c.rate}
+		op.Pace = pace.Pace{Rate: c.rate}
 		if c.slowed > 0 {
 			op.Pace.Slowed = now.Add(-c.slowed)
 		}
-		p := rules.next(op, Load{Accepts: 100, AcceptP95: c.accept, Node: "b", Gaps: c.gaps, GapP95: c.gap}, now)
+		p := rules.next(op, pace.Load{Accepts: 100, AcceptP95: c.accept, Node: "b", Gaps: c.gaps, GapP95: c.gap}, now)
 		if p.Rate != c.want || !strings.Contains(p.Why, c.whyHas) || p.Slowed.Equal(now) != c.slowsNow {
 			t.Errorf("%s: %+v, want %v, %q", name, p, c.want, c.whyHas)
 		}
-	}
-}
-
-func TestGapsAreThoseOfTheLastSecondAtAllThatStay(t *testing.T) {
-	gate := func(id string, counts ...[]uint64) fleet.Node {
-		st := &gatewayv1.StatusResponse{}
-		for i, c := range counts { // one per origin
-			st.Arrivals = append(st.Arrivals, &gatewayv1.Arrivals{
-				FromNodeId: fmt.Sprint("from", i), GapMs: &gatewayv1.Histogram{Bounds: []float64{10, 20, 50}, Counts: c},
-			})
-		}
-		return fleet.Node{Kind: fleet.Gateway, ID: id, Incarnation: 1, Status: st}
-	}
-	before := []fleet.Node{gate("a", []uint64{0, 0, 0, 900}), gate("b", []uint64{500, 0, 300, 0}), gate("c")}
-	after := []fleet.Node{
-		gate("a", []uint64{0, 0, 0, 999}), // drained itself
-		gate("b", []uint64{550, 0, 300, 0}, []uint64{40, 0, 0, 0}),
-		gate("c", []uint64{0, 6, 0, 0}),
-		gate("d", []uint64{0, 0, 0, 70}), // not there before
-	}
-	l := loadOf(before, after, func(id string) bool { return id == "a" })
-	if l.Gaps != 96 || l.GapP95 != 20 {
-		t.Errorf("%d gaps, 95th percentile %v", l.Gaps, l.GapP95)
-	}
-	if l := loadOf(after, after, func(string) bool { return false }); l.Gaps != 0 || l.GapP95 != 0 {
-		t.Errorf("nobody moved: %+v", l)
 	}
 }
 
@@ -164,8 +136,8 @@ func TestADrainThatMakesGapsFindsItsPace(t *testing.T) {
 func TestAFixedRateIsKept(t *testing.T) {
 	rules := Rules{MaxRate: 500}
 	op := Operation{Sessions: 1000, Timeout: time.Minute, Rate: 900}
-	op.Pace = rules.begin(op, Load{})
-	if p := rules.next(op, Load{Refused: 100}, time.Now()); p.Rate != 900 {
+	op.Pace = rules.begin(op, pace.Load{})
+	if p := rules.next(op, pace.Load{Refused: 100}, time.Now()); p.Rate != 900 {
 		t.Errorf("%+v", p)
 	}
 }
@@ -182,25 +154,5 @@ func TestSlowGatewaysSlowTheDrain(t *testing.T) {
 	}
 	if ends[1] < 2*ends[0] {
 		t.Errorf("%v beside %v", ends[1], ends[0])
-	}
-}
-
-func TestHistograms(t *testing.T) {
-	a := histogram{[]float64{1, 10}, []uint64{1, 2, 3}}
-	b := histogram{[]float64{1, 10}, []uint64{2, 5, 3}}
-	if d := difference(a, b); d.total() != 4 || d.quantile(0.5) != 10 || d.quantile(0) != 1 {
-		t.Errorf("%+v", d)
-	}
-	if d := difference(b, a); d.total() != 6 { // another process
-		t.Errorf("%+v", d)
-	}
-	if q := b.quantile(1); !math.IsInf(q, 1) {
-		t.Errorf("above all bounds: %v", q)
-	}
-	if s := a.plus(histogram{[]float64{5}, []uint64{7, 1}}); s.total() != 14 || s.quantile(0.5) != 5 {
-		t.Errorf("%+v", s)
-	}
-	if (histogram{}).quantile(0.5) != 0 || difference(histogram{}, histogram{bounds: []float64{1}}).total() != 0 {
-		t.Error("nothing is something")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/controlplane/internal/fleet"
+	"github.com/mics-im/mics/controlplane/internal/pace"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
 
@@ -213,12 +214,12 @@ func (r Rules) rehearse(op Operation, node fleet.Node, ops []Operation, gateways
 		h.Warnings = append(h.Warnings, u)
 	}
 	op.Sessions = node.Sessions
-	pace := r.begin(op, Load{})
+	p := r.begin(op, pace.Load{})
 	left, second := float64(node.Sessions), time.Duration(0)
 	for ; left > 0 && second < op.Timeout; second += time.Second {
-		left -= pace.Rate
+		left -= p.Rate
 		if op.Rate == 0 {
-			pace.Rate = min(pace.Rate+step(op), r.MaxRate)
+			p.Rate = min(p.Rate+r.goal(op).Step, r.MaxRate)
 		}
 	}
 	if left > 0 {

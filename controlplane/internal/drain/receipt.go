@@ -141,7 +141,7 @@ func (op *Operation) receipt() Receipt {
 	} else {
 		r.Duration = op.Ticked.Sub(op.Started)
 	}
-	var gaps histogram
+	var gaps fleet.Buckets
 	var migrated uint64
 	late := map[string]bool{}
 	for _, k := range slices.Sorted(maps.Keys(op.Tally)) {
@@ -151,15 +151,15 @@ func (op *Operation) receipt() Receipt {
 		r.Lost += since(c.Base.Lost, c.Last.Lost)
 		r.Repeated += since(c.Base.Repeated, c.Last.Repeated)
 		r.ConnectsElsewhere += since(c.Base.Connects, c.Last.Connects)
-		d := difference(histogram{c.Base.Bounds, c.Base.Gaps}, histogram{c.Last.Bounds, c.Last.Gaps})
-		if n := d.total(); n > 0 {
+		d := fleet.Buckets{Bounds: c.Last.Bounds, Counts: c.Last.Gaps}.Since(fleet.Buckets{Bounds: c.Base.Bounds, Counts: c.Base.Gaps})
+		if n := d.Total(); n > 0 {
 			// A largest gap that was there before is not this drain's.
 			if c.Last.GapMax > c.Base.GapMax {
 				r.GapMax = max(r.GapMax, c.Last.GapMax)
 			} else {
-				r.GapMax = max(r.GapMax, min(d.quantile(1), c.Last.GapMax))
+				r.GapMax = max(r.GapMax, min(d.Quantile(1), c.Last.GapMax))
 			}
-			gaps = gaps.plus(d)
+			gaps = gaps.Plus(d)
 		}
 		if (c.Gone || c.Late) && !late[c.Node] {
 			late[c.Node] = true
@@ -172,8 +172,8 @@ func (op *Operation) receipt() Receipt {
 		// What has moved is left for a moment: its socket is kept until the next one is up.
 		r.Unaccounted = min(since(r.Moved-p.Moved, op.left()), since(r.Moved+r.Closed+r.GaveUp+r.Suspended, r.Sessions))
 	}
-	r.Gaps = gaps.total()
-	r.GapP50, r.GapP99 = min(gaps.quantile(0.5), r.GapMax), min(gaps.quantile(0.99), r.GapMax)
+	r.Gaps = gaps.Total()
+	r.GapP50, r.GapP99 = min(gaps.Quantile(0.5), r.GapMax), min(gaps.Quantile(0.99), r.GapMax)
 	return r
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/controlplane/internal/fleet"
+	"github.com/mics-im/mics/controlplane/internal/pace"
 	"github.com/mics-im/mics/controlplane/internal/store"
 	"github.com/mics-im/mics/internal/fault"
 	"github.com/mics-im/mics/internal/telemetry"
@@ -108,16 +109,16 @@ func (r *Runner) Duty(ctx context.Context, tenure *store.Tenure) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	var before *fleet.Snapshot
-	auth := &authLatency{http: r.cfg.HTTP}
+	var auth pace.Auth
 	for {
 		snap, err := r.cfg.Inventory.Next(ctx, 0)
 		if err != nil {
 			return
 		}
-		var load Load
+		var load pace.Load
 		if r.paced() && before != nil && before.Seq != snap.Seq {
-			load = loadOf(gateways(before), gateways(snap), r.leaving())
-			load.AuthP95 = auth.p95(ctx, snap)
+			load = pace.LoadOf(gateways(before), gateways(snap), r.staying())
+			load.AuthP95 = auth.P95(signals(ctx, r.cfg.HTTP, snap))
 		}
 		r.call(ctx, r.tick(ctx, load, snap))
 		before = snap
@@ -162,7 +163,7 @@ func (r *Runner) load(ctx context.Context, tenure *store.Tenure) bool {
 }
 
 // tick decides and makes what was decided durable; only then may it be done.
-func (r *Runner) tick(ctx context.Context, load Load, snap *fleet.Snapshot) []Action {
+func (r *Runner) tick(ctx context.Context, load pace.Load, snap *fleet.Snapshot) []Action {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	defer func() {
@@ -190,15 +191,15 @@ func (r *Runner) paced() bool {
 	return slices.ContainsFunc(r.ops, func(op Operation) bool { return op.Rate == 0 && op.State == Draining && !op.Alone })
 }
 
-// leaving tells which gateways are drained.
-func (r *Runner) leaving() func(id string) bool {
+// staying tells which gateways are not drained.
+func (r *Runner) staying() func(fleet.Node) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	names := map[string]bool{}
 	for _, op := range r.ops {
 		names[op.Node] = true
 	}
-	return func(id string) bool { return names[id] }
+	return func(g fleet.Node) bool { return !names[g.ID] }
 }
 
 func gateways(s *fleet.Snapshot) (out []fleet.Node) {

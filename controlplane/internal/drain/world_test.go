@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mics-im/mics/controlplane/internal/fleet"
+	"github.com/mics-im/mics/controlplane/internal/pace"
 	"github.com/mics-im/mics/internal/testkit"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 )
@@ -128,7 +129,7 @@ func (w *world) tick() []Action {
 	w.now = w.now.Add(time.Second)
 	inv := w.inventory()
 	o := Observation{Now: w.now, Gateways: inv, At: w.now, Complete: !w.blind, Answers: w.answers}
-	o.Load = loadOf(w.before, inv, func(id string) bool { _, is := w.find(id); return is })
+	o.Load = pace.LoadOf(w.before, inv, func(g fleet.Node) bool { _, is := w.find(g.ID); return !is })
 	w.before = inv
 	ops, actions := w.rules.Next(w.ops, o)
 	w.answers, w.ops = map[string]Answer{}, nil
