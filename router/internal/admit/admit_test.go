@@ -79,6 +79,9 @@ func TestADeadOrHangingGatewayDoesNotHoldATakeoverUp(t *testing.T) {
 				if took := time.Since(start); took != tc.takes || len(c.asked) != tc.asked {
 					t.Errorf("took %v, asked %d times", took, len(c.asked))
 				}
+				if !n.since.Equal(start) { // others may have sent to the session meanwhile
+					t.Errorf("the backlog is of %v, not of %v", n.since, start)
+				}
 			})
 		})
 	}

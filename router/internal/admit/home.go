@@ -136,16 +136,18 @@ var errAbandoned = fault.New(fault.FailedPrecondition, "the gateway has given th
 // the device was absent. It returns how many were in the buffer; not ok: the
 // admission has been taken back.
 func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (drained int, ok bool) {
+	// What is sent from now on may be given back before this is taken back, and is newer.
+	began := time.Now()
 	window, seqs := a.takeOver(ctx, o, prev, res)
 	collect, done, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool { return !a.opts.Directory.Alive(at.Node) })
 	if err != nil {
-		a.takeBack(ctx, o, res.Epoch, window)
+		a.takeBack(ctx, o, res.Epoch, window, began)
 		return 0, false
 	}
 	defer done()
 	front, rest, recent, err := a.opts.Kept.TakeFor(ctx, o.key)
 	if err != nil {
-		a.takeBack(ctx, o, res.Epoch, window)
+		a.takeBack(ctx, o, res.Epoch, window, began)
 		return 0, false
 	}
 	recent = recent.Join(recall.FromWire(res.RecentKeys, res.RecentAges))
@@ -155,9 +157,9 @@ func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, r
 	if res.Resumed {
 		msgs = slices.Concat(window, kept(front), reclaimed, kept(rest))
 	}
-	ids, ok := a.opts.Dispatcher.Hold(o.key, o.loc, msgs)
+	ids, ok := a.opts.Dispatcher.Hold(o.key, o.loc, msgs, began)
 	if !ok {
-		a.takeBack(ctx, o, res.Epoch, msgs)
+		a.takeBack(ctx, o, res.Epoch, msgs, began)
 		return 0, false
 	}
 	for i, m := range msgs {
@@ -289,11 +291,11 @@ func (a *Admitter) handover(ctx context.Context, at route.Location, req *gateway
 }
 
 // takeBack undoes an admission that could not be completed: the device is
-// absent, and what was to be its backlog is kept for it.
-func (a *Admitter) takeBack(ctx context.Context, o opening, epoch uint64, backlog []*dispatch.Message) {
+// absent, and what was to be its backlog is kept for it, before what came since.
+func (a *Admitter) takeBack(ctx context.Context, o opening, epoch uint64, backlog []*dispatch.Message, since time.Time) {
 	err := a.ghost(ctx, o, epoch)
 	if err == nil {
-		err = a.keep(ctx, o.key, backlog)
+		err = a.keep(ctx, o.key, backlog, since.UnixNano())
 	}
 	if err != nil {
 		a.opts.Log.ErrorContext(ctx, "admission_not_undone", telemetry.TenantID, o.key.Tenant, "messages", len(backlog), "err", err)

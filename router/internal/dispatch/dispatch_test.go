@@ -205,7 +205,7 @@ func TestABacklogIsOlderThanWhatWasSentMeanwhile(t *testing.T) {
 		w.bind("phone", node(1), 1)
 		loc := route.Location{Node: node(1), Session: 1}
 		held := time.Now()
-		if _, ok := d.Hold(route.DeviceKey{UserKey: ann, Device: "phone"}, loc, []*Message{{Bytes: []byte("kept")}}); !ok {
+		if _, ok := d.Hold(route.DeviceKey{UserKey: ann, Device: "phone"}, loc, []*Message{{Bytes: []byte("kept")}}, held.Add(-time.Second)); !ok {
 			t.Fatal("not held")
 		}
 		time.Sleep(time.Second) // fake time
@@ -218,7 +218,7 @@ func TestABacklogIsOlderThanWhatWasSentMeanwhile(t *testing.T) {
 		d.Abandon(loc)
 		time.Sleep(10 * time.Second) // fake time
 		synctest.Wait()
-		if !slices.Equal(w.kept["phone"], []string{"kept", "live"}) || w.since["kept"] != held.UnixNano() || w.since["live"] != 0 {
+		if !slices.Equal(w.kept["phone"], []string{"kept", "live"}) || w.since["kept"] != held.Add(-time.Second).UnixNano() || w.since["live"] != 0 {
 			t.Errorf("kept %v, since %v", w.kept["phone"], w.since)
 		}
 	})

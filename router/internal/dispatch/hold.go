@@ -12,8 +12,9 @@ import (
 // Hold keeps copies of the messages that the caller is about to hand to a
 // session as its backlog, until they are confirmed under the ids returned or
 // the session is gone. ok is false when the gateway is not known or too much is
-// under way to it: nothing is kept then.
-func (d *Dispatcher) Hold(key route.DeviceKey, loc route.Location, msgs []*Message) (ids []uint64, ok bool) {
+// under way to it: nothing is kept then. since is before anything was sent to the
+// session: what is given back of its backlog goes before what was.
+func (d *Dispatcher) Hold(key route.DeviceKey, loc route.Location, msgs []*Message, since time.Time) (ids []uint64, ok bool) {
 	if len(msgs) == 0 {
 		return nil, true
 	}
@@ -26,10 +27,9 @@ func (d *Dispatcher) Hold(key route.DeviceKey, loc route.Location, msgs []*Messa
 	f := s.flow(key.UserKey)
 	f.at(key.Device, loc).held += len(msgs)
 	f.low -= int64(len(msgs))
-	now := time.Now().UnixNano()
 	copies := make([]target, len(msgs))
 	for i, m := range msgs {
-		copies[i] = target{flow: f, session: loc.Session, item: item{msg: m, device: key.Device, order: f.low + int64(i), since: now}}
+		copies[i] = target{flow: f, session: loc.Session, item: item{msg: m, device: key.Device, order: f.low + int64(i), since: since.UnixNano()}}
 	}
 	s.mu.Unlock()
 	ids, ok = l.hold(copies)

@@ -168,7 +168,7 @@ func (w *world) bind(device string, n route.NodeRef, id uint64) {
 	for i, text := range backlog {
 		msgs[i] = &Message{Bytes: []byte(text)}
 	}
-	ids, ok := w.d.Hold(route.DeviceKey{UserKey: ann, Device: device}, loc, msgs)
+	ids, ok := w.d.Hold(route.DeviceKey{UserKey: ann, Device: device}, loc, msgs, time.Now())
 	if !ok {
 		panic("backlog not held")
 	}
