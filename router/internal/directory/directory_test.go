@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -216,6 +217,50 @@ func TestThePictureOutlivesTheStore(t *testing.T) {
 		synctest.Wait()
 		if len(d.Routers()) != 1 || d.Ring() != ring+1 || d.Err() != nil {
 			t.Errorf("the routers are %v, the %dth set, %v", d.Routers(), d.Ring(), d.Err())
+		}
+	})
+}
+
+// A router that is cut off from everything thinks nobody dead. As soon as one speaks
+// the others' silence counts again, and so does the store's word.
+func TestARouterThatIsCutOffThinksNobodyDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &moody{Store: memstore.New()}
+		d := start(s, "r1")
+		defer stop(t, d)
+		r2 := start(s.Store, "r2")
+		defer stop(t, r2)
+		one, two := node("one", 5), node("two", 5)
+		for _, n := range []route.Node{one, two} {
+			if err := d.Renew(t.Context(), n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		alive := func() []bool { return []bool{d.Alive(one.NodeRef), d.Alive(two.NodeRef)} }
+		cutOff := func(talks ...route.Node) {
+			t.Helper()
+			s.away.Store(true)
+			if err := keep(d, 3*Lease, talks...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cutOff()
+		if got := alive(); !slices.Equal(got, []bool{true, true}) || d.Heard(one.NodeRef) {
+			t.Errorf("alive: %v", got)
+		}
+		cutOff(one)
+		if got := alive(); !slices.Equal(got, []bool{true, false}) {
+			t.Errorf("alive when one is heard again: %v", got)
+		}
+		cutOff()
+		if err := r2.Renew(t.Context(), two); err != nil {
+			t.Fatal(err)
+		}
+		s.away.Store(false)
+		time.Sleep(2 * refreshEvery) // fake time
+		synctest.Wait()
+		if got := alive(); !slices.Equal(got, []bool{false, true}) {
+			t.Errorf("alive by the store: %v", got)
 		}
 	})
 }
