@@ -375,7 +375,8 @@ func (f *fleet) check(weight float64, before step) step {
 	if _, lost, repeated := f.arrivals(); lost+repeated != 0 {
 		f.t.Errorf("%d deliveries lost, %d repeated, by the gateways' audit", lost, repeated)
 	}
-	f.t.Logf("%3g %%: share %.2f %%, %d moved", weight, share, moved)
+	c := f.get()
+	f.t.Logf("%3g %%: share %.2f %%, %d moved, at the end %.0f a second (%s)", weight, share, moved, c.GetPace(), c.GetPaceReason())
 	return now
 }
 

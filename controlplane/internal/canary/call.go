@@ -11,6 +11,8 @@ import (
 	"github.com/mics-im/mics/controlplane/internal/canary/analysis"
 	"github.com/mics-im/mics/controlplane/internal/canary/plan"
 	"github.com/mics-im/mics/controlplane/internal/fleet"
+	"github.com/mics-im/mics/controlplane/internal/pace"
+	"github.com/mics-im/mics/internal/cohort"
 	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
@@ -145,8 +147,8 @@ func (s *sampler) due(state plan.State, at time.Time) bool {
 
 // take returns what has happened since it was called last; nil for the first time of
 // a canary or of a leader, to which it is not known.
-func (s *sampler) take(ctx context.Context, id string, c *caller, snap *fleet.Snapshot) *analysis.Sample {
-	is, was := gather(snap, c.signals(ctx, snap), s.was), s.was
+func (s *sampler) take(id string, snap *fleet.Snapshot, said []*routerv1.SignalsResponse) *analysis.Sample {
+	is, was := gather(snap, said, s.was), s.was
 	first := s.canary != id
 	s.canary, s.at, s.was = id, snap.At, is
 	if first {
@@ -154,4 +156,27 @@ func (s *sampler) take(ctx context.Context, id string, c *caller, snap *fleet.Sn
 	}
 	out := between(was, is)
 	return &out
+}
+
+// follower tells how the gateways of a track take the sessions that move there. It is
+// for one goroutine.
+type follower struct {
+	before *fleet.Snapshot // of the last call; nil: nobody was followed
+	auth   pace.Auth
+}
+
+// take returns what has happened since it was called last, nothing the first time. After
+// a while in which no session moved that is what is usual.
+func (f *follower) take(track string, snap *fleet.Snapshot, said []*routerv1.SignalsResponse) pace.Load {
+	before := f.before
+	f.before = snap
+	auth := f.auth.P95(said)
+	if before == nil || before.Seq == snap.Seq {
+		return pace.Load{}
+	}
+	l := pace.LoadOf(before.Nodes, snap.Nodes, func(n fleet.Node) bool {
+		return n.Kind == fleet.Gateway && (n.Track == cohort.Canary) == (track == cohort.Canary)
+	})
+	l.AuthP95 = auth
+	return l
 }

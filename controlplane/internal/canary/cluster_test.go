@@ -33,6 +33,7 @@ type cluster struct {
 	nodes   []*node                 // gateways
 	users   map[string]*node        // where they are
 	bad     bool                    // canary's hooks fail
+	slow    bool                    // canary's connects take long
 	renewed chan struct{}           // closed with the next snapshot
 	weights []actuate.Weights       // that the actuator got, without repeats
 	version string                  // that stable was promoted to
@@ -132,6 +133,9 @@ func (c *cluster) snapshot() *fleet.Snapshot {
 		st := &gatewayv1.StatusResponse{
 			RuleGeneration: n.rule.Generation(), ConnectsTotal: c.seq, ResidentBytes: 60 << 20,
 			AcceptMs: &gatewayv1.Histogram{Bounds: []float64{10, 100}, Counts: []uint64{10 * c.seq, c.seq, 0}},
+		}
+		if c.slow && n.track == "canary" {
+			st.AcceptMs.Counts[2] = 10 * c.seq
 		}
 		if n.places {
 			st.SessionsByPlace = make([]uint32, cohort.Full)

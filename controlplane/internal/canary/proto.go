@@ -44,7 +44,7 @@ func (v View) Proto() *controlv1.Canary {
 		Stable: group(p.Stable), Canary: group(p.Canary), Verdict: string(s.Verdict.Outcome), Looks: uint32(s.History.Looks),
 		StartedAtMs: s.StartedAt.UnixMilli(), PhaseSinceMs: s.Since.UnixMilli(), BakedMs: uint64(s.Baked.Milliseconds()),
 		RuleGeneration: s.Rule.Generation, RuleWeight: s.Rule.Weight, ObservedAtMs: v.Observed.At.UnixMilli(),
-		Actuator: v.Actuator, ActuatorError: v.ActuatorError, Reason: s.Waits,
+		Actuator: v.Actuator, ActuatorError: v.ActuatorError, Reason: s.Waits, Pace: s.Pace.Rate, PaceReason: s.Pace.Why,
 	}
 	if s.Reason != "" {
 		out.Reason = s.Reason

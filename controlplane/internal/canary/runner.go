@@ -22,6 +22,7 @@ import (
 	"github.com/mics-im/mics/internal/fault"
 	"github.com/mics-im/mics/internal/telemetry"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 )
 
 const (
@@ -118,14 +119,14 @@ func (r *Runner) Duty(ctx context.Context, tenure *store.Tenure) {
 		r.tenure = nil
 	}()
 	var seen uint64
-	look := &sampler{}
+	look, load := &sampler{}, &follower{}
 	for {
 		snap, err := r.next(ctx, seen)
 		if err != nil {
 			return
 		}
 		seen = snap.Seq
-		r.tick(ctx, snap, look)
+		r.tick(ctx, snap, look, load)
 	}
 }
 
@@ -186,14 +187,22 @@ func (r *Runner) read(ctx context.Context) (plan.State, uint64, error) {
 }
 
 // tick takes one look and has done what is to be.
-func (r *Runner) tick(ctx context.Context, snap *fleet.Snapshot, look *sampler) {
+func (r *Runner) tick(ctx context.Context, snap *fleet.Snapshot, look *sampler, load *follower) {
 	state, _ := r.current()
 	if state.ID == "" {
 		return
 	}
 	o := observe(snap)
-	if !state.Phase.Over() && look.due(state, o.At) {
-		o.Sample = look.take(ctx, state.ID, r.fleet, snap)
+	due, follow := !state.Phase.Over() && look.due(state, o.At), state.Taking() != "" && state.Spec.Rate == 0
+	var said []*routerv1.SignalsResponse
+	if due || follow {
+		said = r.fleet.signals(ctx, snap)
+	}
+	if due {
+		o.Sample = look.take(state.ID, snap, said)
+	}
+	if follow {
+		o.Load = load.take(state.Taking(), snap, said)
 	}
 	s, ok := r.decide(ctx, o)
 	if !ok {

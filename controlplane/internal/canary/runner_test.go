@@ -178,3 +178,34 @@ func TestChangeNamesTheCanary(t *testing.T) {
 		}
 	})
 }
+
+// Connects that take long where sessions move to slow them; those elsewhere do not.
+func TestThePaceFollowsWhoTakes(t *testing.T) {
+	for _, slow := range []bool{false, true} {
+		inTime(t, func(t *testing.T, c *cluster) {
+			c.mu.Lock()
+			c.slow = slow
+			c.mu.Unlock()
+			l := c.lead("a")
+			defer l.stop()
+			s := spec
+			s.Steps = []uint32{9000}
+			start(t, l.Runner, s)
+			v := until(t, l.Runner, "baking", in(plan.Baking))
+			if p := v.State.Pace; slow && (p.Rate >= 100 || !strings.Contains(p.Why, "at c0")) || !slow && p.Rate <= 100 {
+				t.Errorf("slow %v: %+v", slow, p)
+			}
+			p := v.Proto()
+			if p.GetPace() != v.State.Pace.Rate || p.GetPaceReason() != v.State.Pace.Why {
+				t.Errorf("%v", p)
+			}
+			if _, err := l.Change(t.Context(), "", plan.Command{Change: plan.Abort, Reason: "drill"}); err != nil {
+				t.Fatal(err)
+			}
+			v = until(t, l.Runner, "aborted", in(plan.Aborted))
+			if p := v.State.Pace; p.Rate <= 200 { // two gateways take them, and are not slow
+				t.Errorf("back: %+v", p)
+			}
+		})
+	}
+}

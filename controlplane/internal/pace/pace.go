@@ -92,9 +92,10 @@ func (p Pace) Next(g Goal, l Load, at time.Time) Pace {
 		hot = fmt.Sprintf("auth hooks take %s (limit %d ms)", ms(l.AuthP95), authLimitMS)
 	}
 	// What is left at a deadline loses its connection, which is worse than any gap:
-	// for gaps alone the pace is never below what is needed.
+	// for gaps alone the pace is never below what is needed, and rises there. Without a
+	// deadline it may stay at its floor.
 	least := max(g.Needed, g.Floor)
-	gaps := l.Gaps >= enoughGaps && p.Rate > least
+	gaps := l.Gaps >= enoughGaps && (p.Rate > least || g.Needed <= g.Floor)
 	late := fmt.Sprintf("moving takes %s (limit %d ms)", ms(l.GapP95), gapLimitMS)
 	switch {
 	case hot != "" && at.Sub(p.Slowed) < backOff:

@@ -34,6 +34,8 @@ type Canary struct {
 	Events         []CanaryEvent  `json:"events"`
 	Actuator       string         `json:"actuator"`
 	ActuatorError  string         `json:"actuatorError,omitempty"`
+	Pace           float64        `json:"pace,omitempty"`
+	PaceReason     string         `json:"paceReason,omitempty"`
 	StartedAt      string         `json:"startedAt"`
 	PhaseSince     string         `json:"phaseSince"`
 	ObservedAt     string         `json:"observedAt"`
@@ -83,7 +85,7 @@ func NewCanary(c *controlv1.Canary) Canary {
 		Tenants: list(s.GetTenants()), TenantsDenied: list(s.GetTenantsDenied()), Stable: newTrack(c.GetStable()), Canary: newTrack(c.GetCanary()),
 		Verdict: c.GetVerdict(), Looks: c.GetLooks(), Signals: make([]CanarySignal, 0, len(c.GetSignals())),
 		NodesToReplace: list(c.GetNodesToReplace()), Events: make([]CanaryEvent, 0, len(c.GetEvents())),
-		Actuator: c.GetActuator(), ActuatorError: c.GetActuatorError(), StartedAt: output.Time(c.GetStartedAtMs()),
+		Actuator: c.GetActuator(), ActuatorError: c.GetActuatorError(), Pace: c.GetPace(), PaceReason: c.GetPaceReason(), StartedAt: output.Time(c.GetStartedAtMs()),
 		PhaseSince: output.Time(c.GetPhaseSinceMs()), ObservedAt: output.Time(c.GetObservedAtMs()),
 		RuleGeneration: strconv.FormatUint(c.GetRuleGeneration(), 10), RuleWeight: percent(c.GetRuleWeight()),
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/controlplane/internal/canary/analysis"
+	"github.com/mics-im/mics/controlplane/internal/pace"
 	"github.com/mics-im/mics/internal/cohort"
 )
 
@@ -34,6 +35,8 @@ type Node struct {
 type Observation struct {
 	At    time.Time
 	Nodes []Node
+	// Load is of the gateways that take sessions, since the last observation.
+	Load pace.Load
 	// Sample is set when an interval of the analysis has passed.
 	Sample *analysis.Sample
 }

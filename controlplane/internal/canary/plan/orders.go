@@ -4,10 +4,6 @@ import (
 	"github.com/mics-im/mics/internal/cohort"
 )
 
-// perNode is how many sessions per second a gateway is to take when an operator
-// does not say.
-const perNode = 100
-
 // Target is a gateway to which sessions are sent; see gateway.proto.
 type Target struct {
 	Node   string
@@ -49,7 +45,7 @@ func Give(s State, nodes []Node) Orders {
 	// An aborted or promoted canary stays the rule: whoever is on a canary gateway
 	// all the same has to go.
 	if !s.Paused && !s.Aiming {
-		pace(&o, s, nodes)
+		spread(&o, s, nodes)
 	}
 	return o
 }
@@ -83,8 +79,8 @@ func trackOf(n Node) string {
 	return cohort.Stable
 }
 
-// pace shares the sessions per second among the gateways that have some to move.
-func pace(o *Orders, s State, nodes []Node) {
+// spread shares the sessions per second among the gateways that have some to move.
+func spread(o *Orders, s State, nodes []Node) {
 	for _, from := range []string{cohort.Stable, cohort.Canary} {
 		takers, total := 0, uint64(0)
 		for _, n := range nodes {
@@ -98,10 +94,7 @@ func pace(o *Orders, s State, nodes []Node) {
 		if takers == 0 {
 			continue
 		}
-		rate := s.Spec.Rate
-		if rate == 0 {
-			rate = float64(perNode * takers)
-		}
+		rate := s.rate(takers)
 		for _, n := range nodes {
 			if trackOf(n) != from || !n.Reached {
 				continue

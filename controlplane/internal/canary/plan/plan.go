@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/controlplane/internal/canary/analysis"
+	"github.com/mics-im/mics/controlplane/internal/pace"
 	"github.com/mics-im/mics/internal/cohort"
 )
 
@@ -72,7 +73,8 @@ func (s State) toward(step int, target uint32, p Population, at time.Time) State
 	falling := target < s.Target
 	s.Turned = s.Phase == Moving && (s.Turned || s.Falling || falling)
 	s.Step, s.Target, s.Falling, s.Adjusted, s.Baked, s.Population = step, target, falling, 0, 0, p.Total()
-	if s.partial() && p.Places == nil {
+	s.Pace = pace.Pace{}
+	if s.partial() && (p.Places == nil || s.Phase == Moving) {
 		s = s.rule(s.Rule.Weight)
 		s.Aiming = true
 	} else {
@@ -156,6 +158,7 @@ func Next(s State, o Observation) State {
 			return s
 		}
 	}
+	s = s.hurry(o, passed)
 	switch s.Phase {
 	case Moving:
 		return s.moving(p, o.At)
@@ -246,7 +249,7 @@ func (s State) moving(p Population, at time.Time) State {
 	// A gateway is cut off, or clients are: those who are here say little of all.
 	scarce := p.Total() < s.Population/2 && at.Sub(s.Since) < absence
 	silent := func(since time.Time) bool { return p.Silent > 0 && at.Sub(since) < silence }
-	if s.Aiming && p.Current && !scarce && !silent(s.Since) { // who tells no places by now does not know how
+	if s.Aiming && p.Current && !scarce && !silent(s.Since) && at.Sub(s.Since) >= calm { // who tells no places by now does not know how
 		return s.rule(s.aim(p))
 	}
 	ok, why := s.settled(p)
@@ -368,7 +371,7 @@ func (s State) replacing(o Observation) State {
 		return s
 	}
 	s = s.say(o.At, "", "stable is version %s", s.Version)
-	s.Target, s.Falling = 0, true
+	s.Target, s.Falling, s.Pace = 0, true, pace.Pace{}
 	return s.rule(0).enter(Returning, o.At)
 }
 
@@ -393,7 +396,7 @@ func (s State) returning(p Population, at time.Time) State {
 
 func (s State) abort(at time.Time, actor, reason string) State {
 	s = s.say(at, actor, "aborted at %s: %s", Percent(s.Target), reason)
-	s.Reason, s.Paused, s.Target, s.Falling = reason, false, 0, true
+	s.Reason, s.Paused, s.Target, s.Falling, s.Pace = reason, false, 0, true, pace.Pace{}
 	return s.rule(0).enter(Aborting, at)
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/controlplane/internal/canary/analysis"
+	"github.com/mics-im/mics/controlplane/internal/pace"
 	"github.com/mics-im/mics/internal/cohort"
 )
 
@@ -140,6 +141,9 @@ type State struct {
 	Falling  bool `json:"falling,omitempty"`
 	// Population is how many sessions there were when the step began.
 	Population uint64 `json:"population,omitempty"`
+	// Pace is how fast sessions move in this step. The zero Pace is that of a fleet
+	// which does not tell how it takes them.
+	Pace pace.Pace `json:"pace,omitzero"`
 	// Settled is since when sessions have been where the rule wants them.
 	Settled time.Time `json:"settled,omitzero"`
 	// Baked is for how long the step has been as it is to be; it counts only while

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/controlplane/internal/canary/analysis"
+	"github.com/mics-im/mics/controlplane/internal/pace"
 	"github.com/mics-im/mics/internal/cohort"
 	"github.com/mics-im/mics/internal/testkit"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
@@ -29,6 +30,7 @@ type world struct {
 	deaf        string // a gateway that does not take rules
 	mute        string // a gateway that does not answer the inventory
 	old         bool   // gateways do not know how to tell places
+	load        pace.Load
 }
 
 type gw struct {
@@ -111,6 +113,7 @@ func (w *world) observe() Observation {
 func (w *world) tick() {
 	w.now = w.now.Add(time.Second)
 	o := w.observe()
+	o.Load = w.load
 	if !w.silent && w.now.Sub(w.looked) >= w.state.Spec.Analysis.Interval {
 		w.looked = w.now
 		o.Sample = w.sample()

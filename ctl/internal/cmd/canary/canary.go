@@ -90,7 +90,7 @@ everybody back by itself.`,
 	f.StringVar(&o.Analysis, "analysis", "", "YAML file with what the canary is judged by (docs/operations.md)")
 	f.BoolVar(&o.AutoPromote, "auto-promote", false, "promote after the last step")
 	f.BoolVar(&o.MoveV1, "move-v1", false, "move connections of V1 clients too, by closing them (4200)")
-	f.StringVar(&o.Rate, "rate", "auto", "sessions moved per second: auto, or a number")
+	f.StringVar(&o.Rate, "rate", "auto", "sessions moved per second: auto (as fast as they are taken), or a number")
 	for _, name := range []string{"steps", "bake", "tenants", "not-tenants", "rate"} {
 		cli.CompleteFlag(cmd, name, cobra.NoFileCompletions)
 	}

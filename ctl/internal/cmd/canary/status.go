@@ -201,6 +201,9 @@ func (o *statusOptions) write(w io.Writer, c *controlv1.Canary) error {
 	if c.GetReason() != "" {
 		fmt.Fprintf(&b, "%s\n", output.Clean(c.GetReason()))
 	}
+	if n := c.GetStable().GetMisplaced() + c.GetCanary().GetMisplaced(); n > 0 && c.GetPaceReason() != "" {
+		fmt.Fprintf(&b, "Moving %.0f a second (%s)\n", c.GetPace(), output.Clean(c.GetPaceReason()))
+	}
 	if n := c.GetNodesToReplace(); len(n) > 0 {
 		fmt.Fprintf(&b, "To be replaced: %s\n", output.Clean(strings.Join(n, ", ")))
 	}

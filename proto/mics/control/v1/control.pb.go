@@ -1673,7 +1673,7 @@ type CanarySpec struct {
 	MoveV1 bool `protobuf:"varint,6,opt,name=move_v1,json=moveV1,proto3" json:"move_v1,omitempty"`
 	// What it is judged by, YAML as in docs/operations.md; empty: the defaults.
 	Analysis string `protobuf:"bytes,7,opt,name=analysis,proto3" json:"analysis,omitempty"`
-	// Sessions moved per second in all; 0: by the number of gateways they go to.
+	// Sessions moved per second in all; 0: as fast as the gateways they go to take them.
 	SessionsPerSecond float64 `protobuf:"fixed64,8,opt,name=sessions_per_second,json=sessionsPerSecond,proto3" json:"sessions_per_second,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -2062,6 +2062,10 @@ type Canary struct {
 	// and why it does not, if so.
 	Actuator      string `protobuf:"bytes,22,opt,name=actuator,proto3" json:"actuator,omitempty"`
 	ActuatorError string `protobuf:"bytes,23,opt,name=actuator_error,json=actuatorError,proto3" json:"actuator_error,omitempty"`
+	// How many sessions per second move in this step, as far as is decided by how they
+	// are taken, and why.
+	Pace          float64 `protobuf:"fixed64,24,opt,name=pace,proto3" json:"pace,omitempty"`
+	PaceReason    string  `protobuf:"bytes,25,opt,name=pace_reason,json=paceReason,proto3" json:"pace_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2253,6 +2257,20 @@ func (x *Canary) GetActuator() string {
 func (x *Canary) GetActuatorError() string {
 	if x != nil {
 		return x.ActuatorError
+	}
+	return ""
+}
+
+func (x *Canary) GetPace() float64 {
+	if x != nil {
+		return x.Pace
+	}
+	return 0
+}
+
+func (x *Canary) GetPaceReason() string {
+	if x != nil {
+		return x.PaceReason
 	}
 	return ""
 }
@@ -4151,7 +4169,7 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\vCanaryEvent\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\"\xbc\x06\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"\xf1\x06\n" +
 	"\x06Canary\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12/\n" +
 	"\x04spec\x18\x02 \x01(\v2\x1b.mics.control.v1.CanarySpecR\x04spec\x122\n" +
@@ -4177,7 +4195,10 @@ const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\x06events\x18\x14 \x03(\v2\x1c.mics.control.v1.CanaryEventR\x06events\x12$\n" +
 	"\x0eobserved_at_ms\x18\x15 \x01(\x03R\fobservedAtMs\x12\x1a\n" +
 	"\bactuator\x18\x16 \x01(\tR\bactuator\x12%\n" +
-	"\x0eactuator_error\x18\x17 \x01(\tR\ractuatorError\"E\n" +
+	"\x0eactuator_error\x18\x17 \x01(\tR\ractuatorError\x12\x12\n" +
+	"\x04pace\x18\x18 \x01(\x01R\x04pace\x12\x1f\n" +
+	"\vpace_reason\x18\x19 \x01(\tR\n" +
+	"paceReason\"E\n" +
 	"\x12StartCanaryRequest\x12/\n" +
 	"\x04spec\x18\x01 \x01(\v2\x1b.mics.control.v1.CanarySpecR\x04spec\"F\n" +
 	"\x13StartCanaryResponse\x12/\n" +
