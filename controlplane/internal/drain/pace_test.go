@@ -84,9 +84,9 @@ func TestGapsSlowAndNeverBelowWhatIsNeeded(t *testing.T) {
 		whyHas   string
 		slowsNow bool
 	}{
-		"short gaps":                     {rate: 200, gap: 15, gaps: 100, want: 220, whyHas: "faster"},
-		"nearly too long":                {rate: 200, gap: 25, gaps: 100, want: 200, whyHas: "steady: moving takes 25 ms"},
-		"too long":                       {rate: 200, gap: 35, gaps: 100, want: 100, whyHas: "slowed: moving takes 35 ms", slowsNow: true},
+		"short gaps":                     {rate: 200, gap: 10, gaps: 100, want: 220, whyHas: "faster"},
+		"nearly too long":                {rate: 200, gap: 20, gaps: 100, want: 200, whyHas: "steady: moving takes 20 ms"},
+		"too long":                       {rate: 200, gap: 25, gaps: 100, want: 100, whyHas: "slowed: moving takes 25 ms", slowsNow: true},
 		"longer than what is measured":   {rate: 200, gap: math.Inf(1), gaps: 100, want: 100, whyHas: "slowed", slowsNow: true},
 		"slowed a moment ago":            {rate: 200, slowed: time.Second, gap: 35, gaps: 100, want: 200, whyHas: "slowed"},
 		"slowed two seconds ago":         {rate: 200, slowed: 2 * time.Second, gap: 35, gaps: 100, want: 100, whyHas: "slowed", slowsNow: true},

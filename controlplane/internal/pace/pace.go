@@ -17,10 +17,10 @@ const (
 	authLimitMS = 100
 	// enough accepts to speak of a percentile.
 	enough = 10
-	// gapLimitMS is the gap (95th percentile) that moves may have; the promise is twice
-	// that for 99 of 100. Above gapEaseMS the pace rises no more: gaps are queues, which
-	// grow faster than what causes them.
-	gapLimitMS, gapEaseMS = 25, 15
+	// gapLimitMS is the gap (95th percentile) that moves may have: the promise is 50 ms for
+	// 99 of 100, and gateways do not see all of it. Above gapEaseMS the pace rises no more:
+	// gaps are queues, which grow faster than what causes them.
+	gapLimitMS, gapEaseMS = 20, 10
 	// enoughGaps is so many that the 95th percentile is not the largest.
 	enoughGaps = 40
 	// backOff is how long a decrease is given to show.

@@ -32,7 +32,8 @@ type Config struct {
 	// Parallel is how many connect at once.
 	Parallel int
 	// Timeout of drains; Steady is how long is measured at rest; Over is about how
-	// long the drains take that are cancelled or lose their leader.
+	// long the drains take that are cancelled or lose their leader, 0: as long as the
+	// control plane thinks best, like the others.
 	Timeout, Steady, Over time.Duration
 	// RoundTrip is emulated, and Silence the share that falls silent, in part far.
 	RoundTrip time.Duration
@@ -69,7 +70,7 @@ func (c Config) Check() error {
 	}{
 		{"sessions", c.Sessions, 2, 100_000}, {"rate", c.Rate, 1, 100_000}, {"body", c.Body, header, 1 << 20},
 		{"agents", c.Agents, 1, 64}, {"parallel", c.Parallel, 1, 4096}, {"drain timeout in s", int(c.Timeout.Seconds()), 5, 600},
-		{"steady in ms", int(c.Steady.Milliseconds()), 100, 600_000}, {"over in ms", int(c.Over.Milliseconds()), 100, 600_000},
+		{"steady in ms", int(c.Steady.Milliseconds()), 100, 600_000}, {"over in ms", int(c.Over.Milliseconds()), 0, 600_000},
 		{"round trip in ms", int(c.RoundTrip.Milliseconds()), 0, 10_000},
 	} {
 		if b.v < b.least || b.v > b.top {
@@ -283,14 +284,17 @@ func (b *bench) rolling(ctx context.Context) error {
 	return nil
 }
 
-// begun begins a drain of the fullest gateway that takes about Over, and waits until
-// so much of it is done.
+// begun begins a drain of the fullest gateway, and waits until so much of it is done.
 func (b *bench) begun(ctx context.Context, share float64) (*controlv1.DrainOperation, error) {
 	node, n, err := b.op.fullest(ctx, gateways)
 	if err != nil {
 		return nil, err
 	}
-	op, err := b.op.drain(ctx, node, b.cfg.Timeout, max(20, float64(n)/b.cfg.Over.Seconds()))
+	rate := 0.0
+	if b.cfg.Over > 0 {
+		rate = max(20, float64(n)/b.cfg.Over.Seconds())
+	}
+	op, err := b.op.drain(ctx, node, b.cfg.Timeout, rate)
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ func drains(ctx context.Context, args []string, out, errOut io.Writer) error {
 	fs.IntVar(&cfg.Parallel, "parallel", 64, "connects at once")
 	fs.DurationVar(&cfg.Timeout, "drain-timeout", 3*time.Minute, "of drains and of SIGTERM")
 	fs.DurationVar(&cfg.Steady, "steady", 10*time.Second, "measured at rest, before and afterwards")
-	fs.DurationVar(&cfg.Over, "over", 20*time.Second, "about how long drains take that are cancelled or lose their leader")
+	fs.DurationVar(&cfg.Over, "over", 0, "about how long drains take that are cancelled or lose their leader, at a fixed rate; 0: the control plane paces them")
 	fs.DurationVar(&cfg.RoundTrip, "round-trip", 100*time.Millisecond, "emulated in far")
 	fs.DurationVar(&cfg.GapLimit, "gap-limit", 50*time.Millisecond, "what the gap's p99 must stay below")
 	output := fs.StringP("output", "o", "table", "table or json")
