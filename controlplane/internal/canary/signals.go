@@ -69,11 +69,14 @@ func gather(s *fleet.Snapshot, signals []*routerv1.SignalsResponse, was baseline
 func between(was, is baseline) analysis.Sample {
 	var s analysis.Sample
 	for key, now := range is {
-		t := &s.Stable
 		if now.track == cohort.Canary {
-			t = &s.Canary
+			add(&s.Canary, was[key], now)
+			continue
 		}
-		add(t, was[key], now)
+		add(&s.Stable, was[key], now)
+		var alone analysis.Track
+		add(&alone, was[key], now)
+		s.Gateways = append(s.Gateways, alone)
 	}
 	for key, before := range was {
 		if _, stays := is[key]; stays || before.leaving || before.status.GetSessions() == 0 {

@@ -52,6 +52,9 @@ func TestBetween(t *testing.T) {
 	if r := s.Stable.Rates["hook_failures"]; r.Total != 0 {
 		t.Errorf("a router that says nothing: %v", r)
 	}
+	if len(s.Gateways) != 1 || s.Gateways[0].Rates["abnormal_closes"] != s.Stable.Rates["abnormal_closes"] {
+		t.Errorf("stable's gateways: %v", s.Gateways)
+	}
 	// It answers again: what happened meanwhile counts, and nothing twice.
 	three := gather(&fleet.Snapshot{Nodes: []fleet.Node{gw("a", 1, "stable", status(90, 1010, 9, 6, 5, 8)), router}}, []*routerv1.SignalsResponse{sig(60, 7)}, two)
 	if r := between(two, three).Stable.Rates["hook_failures"]; r.Bad != 2 || r.Total != 12 {

@@ -14,8 +14,8 @@ type test struct {
 	// matters: the difference is large enough. differs says how the tracks differ.
 	matters bool
 	differs func() string
-	// What follows depends on both tracks together only, not on what is whose: so
-	// levels that depend on it keep their promise. drift is how many standard
+	// What follows depends on both tracks together, and on how stable's gateways differ,
+	// but not on what is whose: so levels that depend on it keep their promise. drift is how many standard
 	// deviations the difference is expected to be if the canary is as bad as is to be
 	// found; 0: it cannot be tested. least is the least p that is possible.
 	drift, least float64
@@ -35,18 +35,20 @@ func enough(f *Finding, l Limit) bool {
 	return false
 }
 
-func compareRates(s Signal, l Limit, w Sample) test {
+// compareRates compares shares of events whose variance is dispersion times that of
+// independent ones.
+func compareRates(s Signal, l Limit, w Sample, dispersion float64) test {
 	a, b := w.Stable.rate(s, l), w.Canary.rate(s, l)
 	t := test{Finding: Finding{Signal: s, Outcome: Pass, Stable: a.value(), Canary: b.value(), StableSamples: a.Total, CanarySamples: b.Total}}
 	if !enough(&t.Finding, l) {
 		return t
 	}
-	t.p = Worse(a, b)
+	t.p = dispersed(Worse(a, b), dispersion)
 	t.matters = t.Canary >= l.Ratio*t.Stable && t.Canary-t.Stable >= l.Difference
 	t.differs = func() string {
 		return fmt.Sprintf("%.3g %% of %d on canary, %.3g %% of %d on stable", 100*b.value(), b.Total, 100*a.value(), a.Total)
 	}
-	t.drift, t.least = doubled(a, b, l), clearest(a, b)
+	t.drift, t.least = doubled(a, b, l)/math.Sqrt(dispersion), dispersed(clearest(a, b), dispersion)
 	return t
 }
 

@@ -98,7 +98,7 @@ func (j *judge) window(w Sample, alpha float64) map[Signal]Finding {
 		switch {
 		case !ok || l.Off || o.kind == LimitKind || j.h.Alone:
 		case o.kind == RateKind:
-			tests = append(tests, compareRates(o.signal, l, w))
+			tests = append(tests, compareRates(o.signal, l, w, j.h.Noise[o.signal].dispersion()))
 		default:
 			tests = append(tests, compareLatencies(o.signal, l, w))
 		}

@@ -16,6 +16,9 @@ type world struct {
 	stable, canary truth
 	// n events of each kind in an interval, of either track.
 	nStable, nCanary uint64
+	// gateways that stable has; 0: nobody tells what each of them does. Bad events
+	// come in groups of group; 0 is 1.
+	gateways, group uint64
 }
 
 type truth struct {
@@ -48,7 +51,8 @@ func (w *world) bad(n uint64, p float64) (k uint64) {
 func (w *world) track(tr truth, n uint64) Track {
 	t := Track{Rates: map[Signal]Rate{}, Latencies: map[Signal]Histogram{}, Nodes: 2, Sessions: n}
 	for _, s := range []Signal{HookFailures, ForwardFailures, HeartbeatTimeouts, RateLimited, AbnormalCloses, ResumeFailures} {
-		t.Rates[s] = Rate{w.bad(n, tr.rate[s]), n}
+		g := max(1, w.group)
+		t.Rates[s] = Rate{min(g*w.bad(n/g, tr.rate[s]), n), n}
 	}
 	below := make([]float64, len(bounds)) // log-normal
 	for i, x := range bounds {
@@ -70,7 +74,17 @@ func (w *world) track(tr truth, n uint64) Track {
 }
 
 func (w *world) sample() Sample {
-	return Sample{Stable: w.track(w.stable, w.nStable), Canary: w.track(w.canary, w.nCanary)}
+	if w.gateways == 0 {
+		return Sample{Stable: w.track(w.stable, w.nStable), Canary: w.track(w.canary, w.nCanary)}
+	}
+	s := Sample{Canary: w.track(w.canary, w.nCanary)}
+	for range w.gateways {
+		g := w.track(w.stable, w.nStable/w.gateways)
+		s.Stable, s.Gateways = s.Stable.plus(g), append(s.Gateways, g)
+	}
+	// Of a whole track as without gateways.
+	s.Stable.Nodes, s.Stable.Sessions, s.Stable.Bytes = 2, w.nStable, s.Gateways[0].Bytes*w.gateways
+	return s
 }
 
 // run plays a canary of steps, in each of which sessions move for some looks before
@@ -127,18 +141,20 @@ func TestIdenticalTracksAreSeldomAborted(t *testing.T) {
 		name           string
 		c              Config
 		stable, canary uint64 // events per interval
+		gateways       uint64 // of stable, whose noise is known
 	}{
-		{"even", testConfig(), 1000, 1000},
-		{"5 %", testConfig(), 4000, 210},
-		{"few", testConfig(), 200, 200},
-		{"even, tests alone", alone, 1000, 1000},
-		{"5 %, tests alone", alone, 4000, 210},
+		{"even", testConfig(), 1000, 1000, 0},
+		{"even, 4 gateways", testConfig(), 1000, 1000, 4},
+		{"5 %", testConfig(), 4000, 210, 0},
+		{"few", testConfig(), 200, 200, 0},
+		{"even, tests alone", alone, 1000, 1000, 0},
+		{"5 %, tests alone", alone, 4000, 210, 0},
 	} {
 		t.Run(k.name, func(t *testing.T) {
 			t.Parallel()
 			n, aborts := canaries(t), 0
 			for i := range n {
-				w := &world{rng: rand.New(rand.NewPCG(1, uint64(i))), stable: base(), canary: base(), nStable: k.stable, nCanary: k.canary}
+				w := &world{rng: rand.New(rand.NewPCG(1, uint64(i))), stable: base(), canary: base(), nStable: k.stable, nCanary: k.canary, gateways: k.gateways}
 				look, v := w.run(k.c, 4, 3, 20)
 				if look > 0 {
 					aborts++
@@ -167,7 +183,7 @@ func (w *world) finds(c Config, rate float64, others bool, trial, begin int) boo
 		s := w.sample()
 		if !others {
 			only := func(t Track) Track { return Track{Rates: map[Signal]Rate{HookFailures: t.Rates[HookFailures]}} }
-			s = Sample{Stable: only(s.Stable), Canary: only(s.Canary)}
+			s = Sample{Stable: only(s.Stable), Canary: only(s.Canary)} // of no gateways
 		}
 		h = h.Add(c, s)
 		if v := Judge(c, h); v.Outcome == Degraded {
@@ -185,16 +201,18 @@ func TestTwiceTheErrorRateIsFound(t *testing.T) {
 	c := testConfig()
 	const trials = 200
 	for _, k := range []struct {
-		name   string
-		others bool // signals have events, as both tracks have them
-		trial  int  // step
-		begin  int  // looks of the step before it goes wrong
-		least  map[float64]float64
+		name     string
+		others   bool   // signals have events, as both tracks have them
+		trial    int    // step
+		begin    int    // looks of the step before it goes wrong
+		gateways uint64 // whose noise is known
+		least    map[float64]float64
 	}{
-		{"first step, no other signal", false, 1, 0, map[float64]float64{0.1: 0.999, 0.05: 0.999, 0.02: 0.95, 0.01: 0.57, 0.005: 0.2}},
-		{"first step, all signals", true, 1, 0, map[float64]float64{0.1: 0.999, 0.05: 0.999, 0.02: 0.85, 0.01: 0.43, 0.005: 0.1}},
-		{"third step, all signals", true, 3, 0, map[float64]float64{0.1: 0.999, 0.05: 0.999, 0.02: 0.7, 0.01: 0.18}},
-		{"after 30 good looks", true, 1, 30, map[float64]float64{0.1: 0.98, 0.05: 0.95, 0.02: 0.2}},
+		{"first step, no other signal", false, 1, 0, 0, map[float64]float64{0.1: 0.999, 0.05: 0.999, 0.02: 0.95, 0.01: 0.57, 0.005: 0.2}},
+		{"first step, all signals", true, 1, 0, 0, map[float64]float64{0.1: 0.999, 0.05: 0.999, 0.02: 0.85, 0.01: 0.43, 0.005: 0.1}},
+		{"first step, all signals, 4 gateways", true, 1, 0, 4, map[float64]float64{0.1: 0.999, 0.05: 0.999, 0.02: 0.82, 0.01: 0.4, 0.005: 0.08}},
+		{"third step, all signals", true, 3, 0, 0, map[float64]float64{0.1: 0.999, 0.05: 0.999, 0.02: 0.7, 0.01: 0.18}},
+		{"after 30 good looks", true, 1, 30, 0, map[float64]float64{0.1: 0.98, 0.05: 0.95, 0.02: 0.2}},
 	} {
 		t.Run(k.name, func(t *testing.T) {
 			t.Parallel()
@@ -204,7 +222,7 @@ func TestTwiceTheErrorRateIsFound(t *testing.T) {
 				}
 				found := 0
 				for i := range trials {
-					w := &world{rng: rand.New(rand.NewPCG(3, uint64(i))), stable: base(), canary: base(), nStable: 1000, nCanary: 1000}
+					w := &world{rng: rand.New(rand.NewPCG(3, uint64(i))), stable: base(), canary: base(), nStable: 1000, nCanary: 1000, gateways: k.gateways}
 					if w.finds(c, rate, k.others, k.trial, k.begin) {
 						found++
 					}

@@ -207,6 +207,8 @@ func (t Track) rate(s Signal, l Limit) Rate {
 type Sample struct {
 	Stable Track `json:"stable"`
 	Canary Track `json:"canary"`
+	// Gateways are stable's, each by itself; what they say is kept in History.Noise.
+	Gateways []Track `json:"-"`
 }
 
 // recent is how many intervals the shorter window has.
@@ -228,14 +230,19 @@ type History struct {
 	Step   Sample   `json:"step"`
 	// Alone: the canary has everybody, and there is nothing to compare it with.
 	Alone bool `json:"alone,omitempty"`
+	// Noise of the whole canary, by signal.
+	Noise map[Signal]Noise `json:"noise,omitempty"`
 	// OverMemory counts the looks in a row in which the canary was over its limit.
 	OverMemory int `json:"over_memory,omitempty"`
 }
 
 // Add takes an interval's sample as the next look.
 func (h History) Add(c Config, s Sample) History {
+	gateways := s.Gateways
+	s.Gateways = nil
 	window := append(slices.Clone(h.Recent), s)
 	out := h
+	out.Noise = heard(h.Noise, c, gateways)
 	out.Looks, out.Recent, out.OverMemory = h.Looks+1, window[max(0, len(window)-recent):], 0
 	out.Step = Sample{Stable: h.Step.Stable.plus(s.Stable), Canary: h.Step.Canary.plus(s.Canary)}
 	if over, _, _ := c.overMemory(s); over {
@@ -248,12 +255,12 @@ func (h History) Add(c Config, s Sample) History {
 // are on the canary now. Looks go on counting. In a step with everybody on the canary
 // it is alone.
 func (h History) Restart(alone bool) History {
-	return History{Looks: h.Looks, Trial: h.Trial + 1, Moving: true, Begun: h.Looks, Alone: alone}
+	return History{Looks: h.Looks, Trial: h.Trial + 1, Moving: true, Begun: h.Looks, Alone: alone, Noise: h.Noise}
 }
 
 // Bake forgets what was while sessions moved.
 func (h History) Bake() History {
-	return History{Looks: h.Looks, Trial: h.Trial, Begun: h.Looks, Alone: h.Alone}
+	return History{Looks: h.Looks, Trial: h.Trial, Begun: h.Looks, Alone: h.Alone, Noise: h.Noise}
 }
 
 // looked is how many looks the step window is of.

@@ -90,7 +90,7 @@ func allot(alpha float64, tests []test) []float64 {
 	}
 	level := func(i int, lambda float64) float64 {
 		c := tests[i].drift
-		return math.Erfc((c/2+lambda/c)/math.Sqrt2) / 2
+		return above(c/2 + lambda/c)
 	}
 	best := (1 - evenPart) * rest
 	low, high := -widest*widest, 50*widest // too much, and nearly nothing
