@@ -2,6 +2,7 @@ package admit
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -59,6 +60,7 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 	if refused != nil {
 		return refused, nil
 	}
+	binds := time.Now()
 	epoch, prev, err := a.opts.Routes.Bind(ctx, o.key, o.loc, o.version)
 	if err != nil {
 		a.giveBack(ctx, o)
@@ -72,6 +74,12 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 		o.resume = resumption{}
 	}
 	began := time.Now()
+	if o.resume.claims != nil && a.opts.Log.Enabled(ctx, slog.LevelDebug) {
+		// With the gateways' session_frozen and session_went_on it tells where the time of
+		// a move goes.
+		a.opts.Log.DebugContext(ctx, "session_bound", telemetry.TenantID, o.key.Tenant, "UserId", o.key.User, "DeviceId", o.key.Device,
+			"from", prev.Node.ID, "to", o.loc.Node.ID, "at_ns", binds.UnixNano())
+	}
 	drained, ok := a.backlog(ctx, o, prev, res)
 	if !ok {
 		return refusal(codeAuth, textUnavailable), nil

@@ -16,6 +16,9 @@
 //     gap themselves, from when the home router asks for the Handover to the written
 //     ConnectAck, without the ways from the home and to the client; their figure is in
 //     the receipt of the drain, and is printed beside it.
+//   - from the new route: from the moment at which the home router was about to write
+//     the new route (its debug event session_bound). What is sent to the client between
+//     then and the freeze waits for so long at most.
 //   - whole move: from the moment at which the client sent the handshake of its second
 //     connection. Until the freeze somewhere within it the first one delivers.
 //   - latency, of a message: from the time at which it was due to be sent until the

@@ -24,11 +24,13 @@ type Move struct {
 	Read   int64 `json:"r"`
 }
 
-// journal is what the gateways' debug events tell of moves, by user.
+// journal is what the debug events of gateways and routers tell of moves, by user.
 type journal map[string]*entries
 
 type entries struct {
-	frozen []int64
+	// bound is when a new route was about to be written, frozen when the old gateway
+	// froze the session.
+	bound, frozen []int64
 	// went are sessions that went on at a gateway.
 	went []arrival
 }
@@ -37,7 +39,7 @@ type entries struct {
 // ConnectAck.
 type arrival struct{ answered, written int64 }
 
-// event is a line of a gateway's log, as far as it is looked at.
+// event is a line of a log, as far as it is looked at.
 type event struct {
 	Msg      string `json:"msg"`
 	User     string `json:"UserId"`
@@ -47,23 +49,27 @@ type event struct {
 }
 
 const (
+	eventBound  = "session_bound"
 	eventFrozen = "session_frozen"
 	eventWentOn = "session_went_on"
 )
 
-// readJournal reads the logs of all gateways in a directory.
+// readJournal reads the logs of all gateways and routers in a directory.
 func readJournal(dir string) (journal, error) {
-	names, err := filepath.Glob(filepath.Join(dir, load.Gateway+"-*.log"))
-	if err != nil {
-		return nil, err
-	}
 	j := journal{}
-	for _, name := range names {
-		if err := j.readFile(name); err != nil {
-			return nil, fmt.Errorf("read %s: %w", name, err)
+	for _, kind := range []string{load.Gateway, load.Router} {
+		names, err := filepath.Glob(filepath.Join(dir, kind+"-*.log"))
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			if err := j.readFile(name); err != nil {
+				return nil, fmt.Errorf("read %s: %w", name, err)
+			}
 		}
 	}
 	for _, e := range j {
+		slices.Sort(e.bound)
 		slices.Sort(e.frozen)
 		slices.SortFunc(e.went, func(a, b arrival) int { return int(a.answered - b.answered) })
 	}
@@ -85,11 +91,14 @@ func (j journal) read(r io.Reader) error {
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		line := lines.Bytes()
-		if !bytes.Contains(line, []byte(eventFrozen)) && !bytes.Contains(line, []byte(eventWentOn)) {
+		if !bytes.Contains(line, []byte(`"msg":"session_`)) {
 			continue
 		}
 		var ev event
 		if json.Unmarshal(line, &ev) != nil {
+			continue
+		}
+		if ev.Msg != eventBound && ev.Msg != eventFrozen && ev.Msg != eventWentOn {
 			continue
 		}
 		e := j[ev.User]
@@ -98,6 +107,8 @@ func (j journal) read(r io.Reader) error {
 			j[ev.User] = e
 		}
 		switch {
+		case ev.Msg == eventBound:
+			e.bound = append(e.bound, ev.At)
 		case ev.Msg == eventFrozen && ev.Found:
 			e.frozen = append(e.frozen, ev.At)
 		case ev.Msg == eventWentOn:
@@ -110,6 +121,9 @@ func (j journal) read(r io.Reader) error {
 // timing is how long moves took.
 type timing struct {
 	gap, move load.Histogram
+	// routed is from when the new route was about to be written: for so long at most
+	// does wait what is sent meanwhile.
+	routed load.Histogram
 	// The gap's stages: until the new gateway had the router's answer, had written the
 	// ConnectAck, and the client had read it.
 	answered, written, read load.Histogram
@@ -119,6 +133,7 @@ type timing struct {
 func (t *timing) merge(o *timing) {
 	t.gap.Merge(&o.gap)
 	t.move.Merge(&o.move)
+	t.routed.Merge(&o.routed)
 	t.answered.Merge(&o.answered)
 	t.written.Merge(&o.written)
 	t.read.Merge(&o.read)
@@ -151,6 +166,9 @@ func (j journal) time(moves []Move) *timing {
 			t.unjoined++
 			t.gap.Add(time.Duration(m.Read - m.Sent))
 			continue
+		}
+		if i, _ := slices.BinarySearch(e.bound, m.After); i < len(e.bound) && e.bound[i] <= m.Read {
+			t.routed.Add(time.Duration(m.Read - e.bound[i]))
 		}
 		frozen := e.frozen[i]
 		t.gap.Add(time.Duration(m.Read - frozen))

@@ -24,7 +24,9 @@ type Report struct {
 	Load   []string `json:"load"`
 	Phases []Phase  `json:"phases"`
 	// Gaps, Moves and Holes are those of all phases, Stages what the gaps consist of.
+	// Routed is from the new route to the end of the gap.
 	Gaps   Spread `json:"gaps"`
+	Routed Spread `json:"routed"`
 	Moves  Spread `json:"moves"`
 	Holes  Spread `json:"holes"`
 	Stages Stages `json:"stages"`
@@ -146,7 +148,7 @@ func (r *Report) take(o outcome, j journal) {
 		holes.Merge(&s.Hole)
 		r.Disconnects = sum(r.Disconnects, s.Disconnects)
 	}
-	r.Gaps, r.Moves, r.Holes, r.Stages, r.Unjoined = spread(&all.gap), spread(&all.move), spread(holes), all.stages(), all.unjoined
+	r.Gaps, r.Routed, r.Moves, r.Holes, r.Stages, r.Unjoined = spread(&all.gap), spread(&all.routed), spread(&all.move), spread(holes), all.stages(), all.unjoined
 	r.Audit, r.Oddities = o.Audit, o.Oddities
 	r.Responsive, r.Told, r.ToldAfter = o.Responsive, o.Told, o.ToldAfter.Seconds()
 }
@@ -224,6 +226,7 @@ func WriteText(w io.Writer, r Report) error {
 		}
 		p("all moves\t\t\t\t%s\t%s", r.Gaps, r.Moves)
 		p("\nthe gap: frozen to answered %s, to ConnectAck written %s, to read %s", r.Stages.Answered, r.Stages.Written, r.Stages.Read)
+		p("from the new route to the end of the gap: %s", r.Routed)
 		p("moves whose freeze no gateway told, counted from the handshake: %d", r.Unjoined)
 	} else {
 		p("phase\ts\tlatency\taway\treconnects per second")

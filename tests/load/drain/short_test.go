@@ -71,7 +71,7 @@ func check(t *testing.T, r Report) {
 		t.Error("nobody moved")
 	}
 	// What gateways and clients say of a move must fit together.
-	if n := uint64(r.Unjoined); n > r.Gaps.N/20 || r.Stages.Read.N+n < r.Gaps.N*19/20 {
-		t.Errorf("of %d moves, %d have no freeze and %d all stages", r.Gaps.N, n, r.Stages.Read.N)
+	if n := uint64(r.Unjoined); n > r.Gaps.N/20 || r.Stages.Read.N+n < r.Gaps.N*19/20 || r.Routed.N < r.Gaps.N*19/20 {
+		t.Errorf("of %d moves, %d have no freeze, %d a new route and %d all stages", r.Gaps.N, n, r.Routed.N, r.Stages.Read.N)
 	}
 }
