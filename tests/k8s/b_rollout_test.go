@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/mics-im/mics/tests/k8s/verify"
 )
 
 // TestBRelease is a release's life. The control is last: it leaves entries in the
@@ -18,6 +20,9 @@ func TestBRelease(t *testing.T) {
 	r := install(t, k)
 	t.Run("rollouts", r.rollouts)
 	t.Run("canary", r.canary)
+	t.Run("promotion", r.promotion)
+	t.Run("node", r.node)
+	t.Run("stuck", r.stuck)
 	t.Run("control", r.control)
 }
 
@@ -57,11 +62,7 @@ func (r *release) rollouts(t *testing.T) {
 			logs := r.follow(t, r.pods(t, gateways))
 			report := r.under(t, strings.ReplaceAll(s.name, " ", "-"), func() { s.do(); s.wait() }, 3*time.Second)
 			unharmed(t, report)
-			// A V1 client is told once in a rollout, not once by each gateway in turn: those
-			// that go next accept nobody. A few may reconnect before that is so.
-			if told := report.DisconnectsV1[4200]; told > users+users/4 {
-				t.Errorf("%d V1 clients were told 4200 %d times", users, told)
-			}
+			toldOnce(t, report)
 			drains := logs.drains(t)
 			for _, d := range drains {
 				t.Log(d)
@@ -76,6 +77,15 @@ func (r *release) rollouts(t *testing.T) {
 				t.Errorf("mics_grpc_forward_failed_total rose by %v", after-before)
 			}
 		})
+	}
+}
+
+// toldOnce: a V1 client is told once in a rollout, not once by each gateway in turn:
+// those that go next accept nobody. A few may reconnect before that is so.
+func toldOnce(t *testing.T, r verify.Report) {
+	t.Helper()
+	if told := r.DisconnectsV1[4200]; told > users+users/4 {
+		t.Errorf("%s: %d V1 clients were told 4200 %d times", r.Phase, users, told)
 	}
 }
 
