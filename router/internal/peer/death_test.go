@@ -107,7 +107,6 @@ func TestADeviceThatConnectsAtTheOldHome(t *testing.T) {
 func TestADeviceThatConnectsWhileItsHomeLeaves(t *testing.T) {
 	phone := route.DeviceKey{UserKey: route.UserKey{Tenant: "t", User: "ann"}, Device: "phone"}
 	synctest.Test(t, func(t *testing.T) {
-		var home *member
 		asked := 0
 		w, home, _ := settled(t, func(_ *world, call string) bool {
 			if call != "take" {
