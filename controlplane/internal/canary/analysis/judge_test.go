@@ -113,11 +113,11 @@ func (w *world) run(c Config, steps, moving, baking int) (look int, v Verdict) {
 func testConfig() Config { return Default().For(4, 10*time.Minute) }
 
 // canaries is how many are played where false aborts are counted:
-// MICS_ANALYSIS_CANARIES, 200 without it.
+// MICS_ANALYSIS_CANARIES, 120 without it.
 func canaries(t *testing.T) int {
 	text := os.Getenv("MICS_ANALYSIS_CANARIES")
 	if text == "" {
-		return 200
+		return 120
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 100 {
