@@ -102,40 +102,6 @@ func TestADeviceThatConnectsAtTheOldHome(t *testing.T) {
 	})
 }
 
-// TestADeviceThatConnectsWhileItsHomeLeaves: while the home that leaves asks the next
-// one, its own entries would go there, and to the device past its backlog.
-func TestADeviceThatConnectsWhileItsHomeLeaves(t *testing.T) {
-	phone := route.DeviceKey{UserKey: route.UserKey{Tenant: "t", User: "ann"}, Device: "phone"}
-	synctest.Test(t, func(t *testing.T) {
-		asked := 0
-		w, home, _ := settled(t, func(_ *world, call string) bool {
-			if call != "take" {
-				return false
-			}
-			asked++
-			time.Sleep(askTimeout * 3 / 4) // fake time: moves go on meanwhile
-			return false
-		})
-		defer w.close()
-		w.devices[phone.UserKey] = &handset{key: phone}
-		if r := home.put("1"); r != dispatch.Stored {
-			t.Fatal(r)
-		}
-		handed := make(chan error, 1)
-		go func() { handed <- home.HandOn(t.Context()) }()
-		time.Sleep(insistAfter - askTimeout/2) // fake time
-		if _, _, err := w.store.Bind(t.Context(), phone, route.Location{Node: gate, Session: 1}, 2); err != nil {
-			t.Fatal(err)
-		}
-		if _, rest, _, err := home.TakeFor(t.Context(), phone); err != nil || len(rest) != 1 || asked == 0 {
-			t.Errorf("%d messages of 1 after asking %d times, %v", len(rest), asked, err)
-		}
-		if err := <-handed; err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 // TestAHomeThatDiesAfterTheDeviceHasConfirmed: the device is not shown again what it
 // took, also when it has left meanwhile and does not know the messages any more.
 func TestAHomeThatDiesAfterTheDeviceHasConfirmed(t *testing.T) {

@@ -43,15 +43,10 @@ func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest 
 	if err := ctx.Err(); err != nil {
 		return nil, nil, recall.Keys{}, err
 	}
-	var older, local []offline.Held
+	var older []offline.Held
 	if b.opts.Members != nil {
 		v := b.view()
 		alive := v.alive
-		if v.duty(key.UserKey).home != nil {
-			// It leaves for the home, which would find the device here and bring it that
-			// without the rest of its backlog.
-			local = b.takeLocal(key)
-		}
 		// Not the home: then its picture is newer who says so.
 		if time.Since(v.changed) < askFor || v.duty(key.UserKey).home != nil {
 			// Others first: what they move here meanwhile is in both then, and the
@@ -68,14 +63,10 @@ func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest 
 		}
 		b.adoptUser(key.UserKey, alive)
 	}
-	front, rest = merge(older, append(local, b.takeLocal(key)...))
-	return front, rest, recent.Join(b.opts.Recall.Of(key)), nil
-}
-
-func (b *Buffer) takeLocal(key route.DeviceKey) []offline.Held {
 	b.amu.Lock()
 	defer b.amu.Unlock()
-	return b.opts.Local.TakeHeld(key)
+	front, rest = merge(older, b.opts.Local.TakeHeld(key))
+	return front, rest, recent.Join(b.opts.Recall.Of(key)), nil
 }
 
 // merge puts what other routers had before what was kept here, in the order of
