@@ -3,7 +3,6 @@ package canary
 import (
 	"context"
 	"net/http"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -18,21 +17,19 @@ import (
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	"github.com/mics-im/mics/proto/mics/gateway/v1/gatewayv1connect"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
-	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 )
 
 const (
 	// callTimeout leaves a look with a dead gateway in it inside a second.
 	callTimeout = 800 * time.Millisecond
-	// callers and maxRouters bound how many are asked at a time, and in all.
-	callers    = 64
+	// maxRouters bounds how many are asked.
 	maxRouters = 256
 )
 
 // caller asks gateways and routers.
 type caller struct {
 	steerNode      func(context.Context, fleet.Node, *gatewayv1.SteerRequest) error
-	askRouter      func(context.Context, fleet.Node) (*routerv1.SignalsResponse, error)
+	signals        fleet.Signals
 	steered        *telemetry.Counter
 	failed, silent *telemetry.Counter
 }
@@ -44,30 +41,10 @@ func newCaller(c *http.Client, t *telemetry.Telemetry) *caller {
 			_, err := gatewayv1connect.NewGatewayServiceClient(c, n.Endpoint, rpc.ClientOptions()...).Steer(ctx, connect.NewRequest(req))
 			return err
 		},
-		askRouter: func(ctx context.Context, n fleet.Node) (*routerv1.SignalsResponse, error) {
-			res, err := routerv1connect.NewRouterServiceClient(c, n.Endpoint, rpc.ClientOptions()...).Signals(ctx, connect.NewRequest(&routerv1.SignalsRequest{}))
-			if err != nil {
-				return nil, err
-			}
-			return res.Msg, nil
-		},
+		signals: fleet.Signals{Ask: fleet.AskOver(c), Most: maxRouters, Timeout: callTimeout},
 		steered: calls.With("ok"), failed: calls.With("failed"),
 		silent: t.Counter("mics_canary_signals_failed_total", "Routers that did not tell what they had counted."),
 	}
-}
-
-// each calls f for the nodes, at most callers at a time, and waits.
-func each(nodes []fleet.Node, f func(fleet.Node)) {
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, callers)
-	for _, n := range nodes {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			f(n)
-		})
-	}
-	wg.Wait()
 }
 
 // steer tells the gateways the rule, and how fast to move whom where. When the
@@ -83,7 +60,7 @@ func (c *caller) steer(ctx context.Context, snap *fleet.Snapshot, o plan.Orders,
 		}
 		nodes = append(nodes, n)
 	}
-	each(nodes, func(n fleet.Node) {
+	fleet.Each(nodes, func(n fleet.Node) {
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
 		err := c.steerNode(ctx, n, &gatewayv1.SteerRequest{
@@ -108,29 +85,11 @@ func targets(list []plan.Target) (out []*gatewayv1.Target) {
 	return out
 }
 
-// signals asks the routers what they have counted.
-func (c *caller) signals(ctx context.Context, snap *fleet.Snapshot) []*routerv1.SignalsResponse {
-	var nodes []fleet.Node
-	for _, n := range snap.Nodes {
-		if n.Kind == fleet.Router && !n.Unreachable && len(nodes) < maxRouters {
-			nodes = append(nodes, n)
-		}
-	}
-	var mu sync.Mutex
-	var out []*routerv1.SignalsResponse // guarded by mu
-	each(nodes, func(n fleet.Node) {
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-		res, err := c.askRouter(ctx, n)
-		if err != nil {
-			c.silent.Inc()
-			return
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		out = append(out, res)
-	})
-	return out
+// ask asks the routers what they have counted.
+func (c *caller) ask(ctx context.Context, snap *fleet.Snapshot) []*routerv1.SignalsResponse {
+	said, silent := c.signals.All(ctx, snap)
+	c.silent.Add(int64(silent))
+	return said
 }
 
 // sampler makes a sample per interval. It is for one goroutine.

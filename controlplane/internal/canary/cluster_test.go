@@ -283,7 +283,7 @@ func (c *cluster) leadWith(name string, a actuate.Actuator) leader {
 		c.t.Fatal(err)
 	}
 	r := New(Config{Store: c.store, Inventory: c, Actuator: a, Drainer: c, Telemetry: tel})
-	r.fleet.steerNode, r.fleet.askRouter = c.steer, c.signals
+	r.fleet.steerNode, r.fleet.signals.Ask = c.steer, c.signals
 	ctx, cancel := context.WithCancel(context.Background())
 	e := store.NewElector(store.ElectorConfig{Store: c.store, Name: name, Telemetry: tel})
 	var wg sync.WaitGroup

@@ -196,7 +196,7 @@ func (r *Runner) tick(ctx context.Context, snap *fleet.Snapshot, look *sampler, 
 	due, follow := !state.Phase.Over() && look.due(state, o.At), state.Taking() != "" && state.Spec.Rate == 0
 	var said []*routerv1.SignalsResponse
 	if due || follow {
-		said = r.fleet.signals(ctx, snap)
+		said = r.fleet.ask(ctx, snap)
 	}
 	if due {
 		o.Sample = look.take(state.ID, snap, said)

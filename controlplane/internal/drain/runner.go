@@ -29,6 +29,10 @@ const (
 	keep   = 1000
 	// maxOperations bounds those under way.
 	maxOperations = 128
+	// signalsTimeout bounds the question to the routers, and maxRouters how many are
+	// asked.
+	signalsTimeout = 500 * time.Millisecond
+	maxRouters     = 64
 	// The bounds and the default of a timeout.
 	minTimeout, maxTimeout, defaultTimeout = time.Second, 24 * time.Hour, 5 * time.Minute
 )
@@ -110,6 +114,7 @@ func (r *Runner) Duty(ctx context.Context, tenure *store.Tenure) {
 	defer ticker.Stop()
 	var before *fleet.Snapshot
 	var auth pace.Auth
+	signals := fleet.Signals{Ask: fleet.AskOver(r.cfg.HTTP), Most: maxRouters, Timeout: signalsTimeout}
 	for {
 		snap, err := r.cfg.Inventory.Next(ctx, 0)
 		if err != nil {
@@ -118,7 +123,8 @@ func (r *Runner) Duty(ctx context.Context, tenure *store.Tenure) {
 		var load pace.Load
 		if r.paced() && before != nil && before.Seq != snap.Seq {
 			load = pace.LoadOf(gateways(before), gateways(snap), r.staying())
-			load.AuthP95 = auth.P95(signals(ctx, r.cfg.HTTP, snap))
+			said, _ := signals.All(ctx, snap) // who does not tell is no evidence
+			load.AuthP95 = auth.P95(said)
 		}
 		r.call(ctx, r.tick(ctx, load, snap))
 		before = snap
