@@ -15,9 +15,9 @@ type test struct {
 	matters bool
 	differs func() string
 	// What follows depends on both tracks together, and on how stable's gateways differ,
-	// but not on what is whose: so levels that depend on it keep their promise. drift is how many standard
-	// deviations the difference is expected to be if the canary is as bad as is to be
-	// found; 0: it cannot be tested. least is the least p that is possible.
+	// but not on what is whose: so levels that depend on it keep their promise. drift is
+	// how many standard deviations the difference is expected to be if the canary is as
+	// bad as is to be found; 0: it cannot be tested. least is the least p that is possible.
 	drift, least float64
 	latency      bool
 }

@@ -59,5 +59,5 @@ func Slower(a, b []uint64) (effect, p float64) {
 		return effect, 1
 	}
 	z := (u - na*nb/2 - 0.5) / math.Sqrt(variance)
-	return effect, math.Erfc(z/math.Sqrt2) / 2
+	return effect, above(z)
 }

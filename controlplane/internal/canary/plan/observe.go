@@ -90,7 +90,7 @@ func (p Population) movable(v1 bool) uint64 {
 
 // Count sums the gateways that answer.
 func Count(nodes []Node, generation uint64) Population {
-	p := Population{Current: true, Places: make([]uint64, cohort.Full)}
+	p := Population{Current: true}
 	told := true
 	for _, n := range nodes {
 		if !n.Reached {
@@ -116,9 +116,14 @@ func Count(nodes []Node, generation uint64) Population {
 		if n.Generation != generation {
 			p.Current = false
 		}
-		told = told && len(n.Places) == len(p.Places)
-		for i := range min(len(n.Places), len(p.Places)) {
-			p.Places[i] += uint64(n.Places[i])
+		if told = told && len(n.Places) == cohort.Full; !told {
+			continue
+		}
+		if p.Places == nil {
+			p.Places = make([]uint64, cohort.Full)
+		}
+		for i, sessions := range n.Places {
+			p.Places[i] += uint64(sessions)
 		}
 	}
 	if !told || !p.Current || p.Silent > 0 {
