@@ -252,16 +252,3 @@ func resolve(s, present string) *url.URL {
 }
 
 func secure(s string) bool { return strings.HasPrefix(s, "wss") || strings.HasPrefix(s, "https") }
-
-// perhapsAdmitted: the attempt got past the handshake and was not refused. A
-// session is moved by then or will be, although nobody is there to go on with it.
-func perhapsAdmitted(err error) bool {
-	if ce, ok := errors.AsType[*CloseError](err); ok {
-		switch ce.Code {
-		case codeUnauthorized, codeInvalidTenant, codeReplaced, codeKicked, codeLimited:
-			return false
-		}
-		return true
-	}
-	return errors.Is(err, errLost) || errors.Is(err, errNoConnAck) || errors.Is(err, errBadFrame)
-}

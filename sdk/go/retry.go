@@ -58,9 +58,18 @@ func (d *doubts) explain() bool {
 	return false
 }
 
-// doubtful tells whether a failed attempt may be admitted after all.
+// doubtful tells whether a failed attempt may be admitted after all: it got past the
+// handshake and was not refused, or had no answer in time. A session is opened or
+// moved by then or will be, although nobody is there to go on with it.
 func doubtful(err error) bool {
-	return perhapsAdmitted(err) || errors.Is(err, context.DeadlineExceeded)
+	if ce, ok := errors.AsType[*CloseError](err); ok {
+		switch ce.Code {
+		case codeUnauthorized, codeInvalidTenant, codeReplaced, codeKicked, codeLimited:
+			return false
+		}
+		return true
+	}
+	return errors.Is(err, errLost) || errors.Is(err, errNoConnAck) || errors.Is(err, errBadFrame) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // verdict is what a failure asks of the client.
