@@ -143,10 +143,9 @@ func (u *Uplink) applyHomes() {
 		all = append(all, l.place)
 	}
 	var queues []*closeQueue
-	var ids []string
 	for _, m := range u.homes {
 		l := u.links[m.url]
-		places, queues, ids = append(places, l.place), append(queues, l.closes), append(ids, m.id)
+		places, queues = append(places, l.place), append(queues, l.closes)
 	}
 	index := homeIndex(u.homes)
 	u.outbox.setHomes(all, places, func(tenant, user string) *place {
@@ -161,6 +160,6 @@ func (u *Uplink) applyHomes() {
 		}
 		return nil
 	})
-	u.log.Info("routers_changed", "routers", ids)
+	u.log.Info("routers_changed", "routers", ids(u.homes))
 	u.opts.OnRouters()
 }

@@ -64,9 +64,14 @@ func reachable(set []member, downFor func(member) time.Duration, grace time.Dura
 
 // homeIndex returns a function that picks a user's home in set; -1: no router.
 func homeIndex(set []member) func(tenant, user string) int {
-	names := make([]string, len(set))
-	for i, m := range set {
-		names[i] = m.id
-	}
+	names := ids(set)
 	return func(tenant, user string) int { return ring.Pick(names, tenant, user) }
+}
+
+func ids(set []member) []string {
+	out := make([]string, len(set))
+	for i, m := range set {
+		out[i] = m.id
+	}
+	return out
 }

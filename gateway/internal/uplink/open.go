@@ -80,11 +80,7 @@ func (l *link) open(ctx context.Context, req *routerv1.OpenSessionRequest) (*rou
 func (u *Uplink) homeLink(hash uint64) *link {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	names := make([]string, len(u.homes))
-	for i, m := range u.homes {
-		names[i] = m.id
-	}
-	i := ring.PickHash(names, hash)
+	i := ring.PickHash(ids(u.homes), hash)
 	if i < 0 {
 		return nil
 	}
