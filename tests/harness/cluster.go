@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/internal/testkit"
+	"github.com/mics-im/mics/tests/internal/port"
 )
 
 // Options of a cluster. The zero value is one gateway, one router and a Redis.
@@ -55,7 +56,7 @@ type Cluster struct {
 	tenants  []*Tenant
 	procs    []*Process           // in the order of their start
 	kafka    *testkit.KafkaServer // nil: none
-	ports    []port
+	ports    []port.Port
 	registry []*Device
 	mu       sync.Mutex // guards registry, and the growth of procs against the proxies
 	later    sync.WaitGroup
@@ -231,11 +232,11 @@ func (c *Cluster) listener(name string) (at, reach string, err error) {
 }
 
 func (c *Cluster) reserve() (string, error) {
-	p, err := reservePort()
+	p, err := port.Reserve()
 	if err == nil {
 		c.ports = append(c.ports, p)
 	}
-	return p.addr, err
+	return p.Addr, err
 }
 
 // source names the process that a proxied connection comes from.
@@ -275,7 +276,7 @@ func (c *Cluster) end() {
 		c.Net.close()
 	}
 	for _, p := range c.ports {
-		p.release()
+		p.Release()
 	}
 	if c.t.Failed() && !c.opts.Quiet {
 		c.report()

@@ -183,24 +183,3 @@ func TestTheOwnerOfAConnectionIsFound(t *testing.T) {
 		t.Errorf("%d of nobody", got)
 	}
 }
-
-func TestAReservedPortIsOnlyForItsServer(t *testing.T) {
-	p, err := reservePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.release()
-	if c, err := net.Dial("tcp", p.addr); err == nil {
-		_ = c.Close()
-		t.Fatal("somebody answers")
-	}
-	for range 2 { // a process, and its next incarnation
-		ln, err := net.Listen("tcp", p.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := ln.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-}

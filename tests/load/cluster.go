@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/mics-im/mics/tests/internal/port"
 )
 
 // ClusterConfig is a cluster of processes on this machine.
@@ -46,6 +48,7 @@ type Cluster struct {
 	Planes []Plane
 	dir    string
 	procs  []*process
+	ports  []port.Port
 }
 
 // Plane is a control plane.
@@ -90,7 +93,7 @@ func (c *Cluster) startBare(ctx context.Context, _ ClusterConfig) error {
 	if err != nil {
 		return err
 	}
-	at, err := freeAddr()
+	at, err := c.reserve()
 	if err != nil {
 		return err
 	}
@@ -106,7 +109,7 @@ func (c *Cluster) startAll(ctx context.Context, cfg ClusterConfig) error {
 	if err != nil {
 		return err
 	}
-	hooks, err := freeAddr()
+	hooks, err := c.reserve()
 	if err != nil {
 		return err
 	}
@@ -157,7 +160,7 @@ func (c *Cluster) startAll(ctx context.Context, cfg ClusterConfig) error {
 func (c *Cluster) startRouters(cfg ClusterConfig, env []string) (string, error) {
 	var urls []string
 	for i := range cfg.Routers {
-		at, err := freeAddr()
+		at, err := c.reserve()
 		if err != nil {
 			return "", err
 		}
@@ -175,11 +178,11 @@ func (c *Cluster) startRouters(cfg ClusterConfig, env []string) (string, error) 
 func (c *Cluster) startPlanes(cfg ClusterConfig, env []string) (string, error) {
 	var urls []string
 	for i := range cfg.ControlPlanes {
-		at, err := freeAddr()
+		at, err := c.reserve()
 		if err != nil {
 			return "", err
 		}
-		internal, err := freeAddr()
+		internal, err := c.reserve()
 		if err != nil {
 			return "", err
 		}
@@ -195,11 +198,11 @@ func (c *Cluster) startPlanes(cfg ClusterConfig, env []string) (string, error) {
 
 func (c *Cluster) startGateways(cfg ClusterConfig, env []string) error {
 	for i := range cfg.Gateways {
-		at, err := freeAddr()
+		at, err := c.reserve()
 		if err != nil {
 			return err
 		}
-		internal, err := freeAddr()
+		internal, err := c.reserve()
 		if err != nil {
 			return err
 		}
@@ -214,7 +217,7 @@ func (c *Cluster) startGateways(cfg ClusterConfig, env []string) error {
 }
 
 func (c *Cluster) startRedis(ctx context.Context) (connection string, err error) {
-	at, err := freeAddr()
+	at, err := c.reserve()
 	if err != nil {
 		return "", err
 	}
@@ -314,16 +317,20 @@ func (c *Cluster) Stop() error {
 		}
 	}
 	c.procs = nil
+	for _, p := range c.ports {
+		p.Release()
+	}
+	c.ports = nil
 	return errors.Join(errs...)
 }
 
-// freeAddr is a loopback address that was free a moment ago.
-func freeAddr() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// reserve returns a loopback address that is kept for a process of this cluster.
+func (c *Cluster) reserve() (string, error) {
+	p, err := port.Reserve()
+	if err == nil {
+		c.ports = append(c.ports, p)
 	}
-	return ln.Addr().String(), ln.Close()
+	return p.Addr, err
 }
 
 func accepts(addr string) bool {

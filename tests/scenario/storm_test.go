@@ -12,7 +12,8 @@ import (
 	"github.com/mics-im/mics/tests/harness"
 )
 
-// balancer is a load balancer that has been told of two gateways.
+// balancer is a load balancer that has been told of two gateways. Not one of
+// harness.Network: that looks up whose each connection is, which makes storms mild.
 type balancer struct {
 	ln      net.Listener
 	targets []string

@@ -1,23 +1,26 @@
-package harness
+// Package port reserves loopback ports for servers that tests and benchmarks start.
+package port
 
 import (
 	"fmt"
 	"syscall"
 )
 
-// port is a loopback port that is reserved until release: a socket is bound to
+// Port is a loopback port that is reserved until Release: a socket is bound to
 // it but does not listen, so that the kernel gives it to nobody else, while a
 // process that sets SO_REUSEADDR, as servers do, may listen there. Nobody
 // listening, connects are refused.
-type port struct {
+type Port struct {
+	// Addr is host:port.
+	Addr string
 	fd   int
-	addr string
 }
 
-func reservePort() (port, error) {
+// Reserve returns a port that was free.
+func Reserve() (Port, error) {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return port{}, fmt.Errorf("reserve a port: %w", err)
+		return Port{}, fmt.Errorf("reserve a port: %w", err)
 	}
 	// Set after bind, it lets others in without having made the choice of the
 	// port less exclusive.
@@ -32,9 +35,10 @@ func reservePort() (port, error) {
 	in, ok := sa.(*syscall.SockaddrInet4)
 	if err != nil || !ok {
 		_ = syscall.Close(fd)
-		return port{}, fmt.Errorf("reserve a port: %w", err)
+		return Port{}, fmt.Errorf("reserve a port: %w", err)
 	}
-	return port{fd, fmt.Sprintf("127.0.0.1:%d", in.Port)}, nil
+	return Port{fmt.Sprintf("127.0.0.1:%d", in.Port), fd}, nil
 }
 
-func (p port) release() { _ = syscall.Close(p.fd) }
+// Release gives the port up.
+func (p Port) Release() { _ = syscall.Close(p.fd) }
