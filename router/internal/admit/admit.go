@@ -84,7 +84,7 @@ type Directory interface {
 // Dispatcher is what an admission needs of it.
 type Dispatcher interface {
 	Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (collect func() []*dispatch.Message, done func(), err error)
-	Hold(key route.DeviceKey, loc route.Location, msgs []*dispatch.Message, since time.Time) (ids []uint64, ok bool)
+	Hold(key route.DeviceKey, loc route.Location, msgs []*dispatch.Message) (ids []uint64, ok bool)
 	Abandon(loc route.Location)
 	SendTo(key route.DeviceKey, m *dispatch.Message, done func(dispatch.Result))
 	SendOlder(key route.DeviceKey, msgs []*dispatch.Message)
@@ -94,7 +94,7 @@ type Dispatcher interface {
 // older than everything that is held for the device; recent is what its ended
 // sessions took.
 type Kept interface {
-	TakeFor(ctx context.Context, key route.DeviceKey) (front, rest []offline.Message, recent recall.Keys, err error)
+	TakeFor(ctx context.Context, key route.DeviceKey) (front, rest []offline.Entry, recent recall.Keys, err error)
 }
 
 // Options configure an Admitter; all are required.

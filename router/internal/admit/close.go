@@ -124,15 +124,15 @@ func (a *Admitter) handBack(ctx context.Context, node route.NodeRef, s *routerv1
 		return nil // a Handover was answered while this was on its way
 	}
 	a.opts.Stats.HandedBack.Add(int64(len(s.Undelivered)))
-	return a.keep(ctx, c.Key, dispatch.Messages(s.Undelivered), 0)
+	return a.keep(ctx, c.Key, dispatch.Messages(s.Undelivered))
 }
 
-// keep puts messages in front of the device's buffer, in their order; for since see
-// dispatch.BufferEntry. What the
+// keep puts messages into the device's buffer, in their order: where they were, or
+// in front if a session had them. What the
 // device must get live, because it is back already, is on its way when keep
 // returns, and the dispatcher keeps a copy: waiting for more could be waiting
 // for the very gateway that waits for this answer.
-func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispatch.Message, since int64) error {
+func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispatch.Message) error {
 	keeps := false
 	if t, ok := a.opts.Tenant(key.Tenant); ok {
 		keeps = t.OfflineTTL() > 0
@@ -144,7 +144,7 @@ func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispat
 	results := make(chan dispatch.BufferResult, len(msgs)) // none blocks
 	for i, m := range msgs {
 		a.opts.Buffer.Put(dispatch.BufferEntry{
-			Key: key.UserKey, Devices: []string{key.Device}, Message: m, Front: true, Since: since,
+			Key: key.UserKey, Devices: []string{key.Device}, Message: m, Front: m.Front || m.At == 0,
 			Done: func(r dispatch.BufferResult) {
 				if r == dispatch.Online {
 					mu.Lock()

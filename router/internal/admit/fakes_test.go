@@ -73,7 +73,6 @@ type node struct {
 	mu        sync.Mutex
 	held      []*dispatch.Message // guarded by mu
 	full      bool                // guarded by mu: Hold refuses
-	since     time.Time           // guarded by mu: of the last Hold
 	reclaimed []*dispatch.Message // guarded by mu: what Reclaim returns
 	gated     int                 // guarded by mu: Reclaims not done
 	abandoned []route.Location    // guarded by mu
@@ -197,7 +196,7 @@ func (n *node) Home(route.UserKey) (route.Router, bool) {
 
 // The dispatcher.
 
-func (n *node) Hold(_ route.DeviceKey, _ route.Location, msgs []*dispatch.Message, since time.Time) ([]uint64, bool) {
+func (n *node) Hold(_ route.DeviceKey, _ route.Location, msgs []*dispatch.Message) ([]uint64, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.full && len(msgs) > 0 {
@@ -211,7 +210,7 @@ func (n *node) Hold(_ route.DeviceKey, _ route.Location, msgs []*dispatch.Messag
 		n.lastID++
 		ids[i] = n.lastID
 	}
-	n.held, n.since = append(n.held, msgs...), since
+	n.held = append(n.held, msgs...)
 	return ids, true
 }
 

@@ -140,34 +140,32 @@ var errAbandoned = fault.New(fault.FailedPrecondition, "the gateway has given th
 
 // backlog puts into res what the device must get before anything else, in this
 // order: what a resumed session had, under its seqs; what earlier sessions handed
-// back, what the one had that is replaced, what a dead gateway had, what came while
-// the device was absent. It returns how many were in the buffer; not ok: the
+// back, what the one had that is replaced, then in the order of time what a dead gateway
+// had and what came while the device was absent. It returns how many were in the buffer; not ok: the
 // admission has been taken back.
 func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (drained int, ok bool) {
-	// What is sent from now on may be given back before this is taken back, and is newer.
-	began := time.Now()
 	window, seqs := a.takeOver(ctx, o, prev, res)
 	collect, done, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool { return !a.opts.Directory.Alive(at.Node) })
 	if err != nil {
-		a.takeBack(ctx, o, res.Epoch, window, began)
+		a.takeBack(ctx, o, res.Epoch, window)
 		return 0, false
 	}
 	defer done()
 	front, rest, recent, err := a.opts.Kept.TakeFor(ctx, o.key)
 	if err != nil {
-		a.takeBack(ctx, o, res.Epoch, window, began)
+		a.takeBack(ctx, o, res.Epoch, window)
 		return 0, false
 	}
 	recent = recent.Join(recall.FromWire(res.RecentKeys, res.RecentAges))
 	res.RecentKeys, res.RecentAges = recent.Keys, recent.Ages
-	reclaimed := collect()
-	msgs := slices.Concat(kept(front), window, reclaimed, kept(rest))
+	later := inTurn(collect(), kept(rest))
+	msgs := slices.Concat(kept(front), window, later)
 	if res.Resumed {
-		msgs = slices.Concat(window, kept(front), reclaimed, kept(rest))
+		msgs = slices.Concat(window, kept(front), later)
 	}
-	ids, ok := a.opts.Dispatcher.Hold(o.key, o.loc, msgs, began)
+	ids, ok := a.opts.Dispatcher.Hold(o.key, o.loc, msgs)
 	if !ok {
-		a.takeBack(ctx, o, res.Epoch, msgs, began)
+		a.takeBack(ctx, o, res.Epoch, msgs)
 		return 0, false
 	}
 	for i, m := range msgs {
@@ -181,12 +179,26 @@ func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, r
 }
 
 // kept makes messages to deliver of those that were kept.
-func kept(entries []offline.Message) []*dispatch.Message {
+func kept(entries []offline.Entry) []*dispatch.Message {
 	out := make([]*dispatch.Message, 0, len(entries))
-	for _, m := range entries {
-		out = append(out, &dispatch.Message{Bytes: m.Bytes, Unmoderated: m.Unmoderated, Key: m.Key})
+	for _, e := range entries {
+		out = append(out, dispatch.Kept(e))
 	}
 	return out
+}
+
+// inTurn puts two lists together by when the cluster took the messages, each in its
+// order.
+func inTurn(a, b []*dispatch.Message) []*dispatch.Message {
+	out := make([]*dispatch.Message, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		if a[0].At <= b[0].At {
+			out, a = append(out, a[0]), a[1:]
+		} else {
+			out, b = append(out, b[0]), b[1:]
+		}
+	}
+	return append(append(out, a...), b...)
 }
 
 // limit counts the connection, or says why it may not be. An older session of
@@ -299,11 +311,11 @@ func (a *Admitter) handover(ctx context.Context, at route.Location, req *gateway
 }
 
 // takeBack undoes an admission that could not be completed: the device is
-// absent, and what was to be its backlog is kept for it, before what came since.
-func (a *Admitter) takeBack(ctx context.Context, o opening, epoch uint64, backlog []*dispatch.Message, since time.Time) {
+// absent, and what was to be its backlog is kept for it.
+func (a *Admitter) takeBack(ctx context.Context, o opening, epoch uint64, backlog []*dispatch.Message) {
 	err := a.ghost(ctx, o, epoch)
 	if err == nil {
-		err = a.keep(ctx, o.key, backlog, since.UnixNano())
+		err = a.keep(ctx, o.key, backlog)
 	}
 	if err != nil {
 		a.opts.Log.ErrorContext(ctx, "admission_not_undone", telemetry.TenantID, o.key.Tenant, "messages", len(backlog), "err", err)

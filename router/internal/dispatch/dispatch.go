@@ -23,6 +23,12 @@ type Message struct {
 	// Key names the message to whoever has to recognise a repeat; zero: nobody
 	// can.
 	Key [16]byte
+	// At is when the cluster took it, Unix time in nanoseconds, as its offline buffer
+	// has it; zero: not known, as of what a session hands back. Of two messages on
+	// their way to a device the earlier one goes first, wherever they come from.
+	At int64
+	// Front: it was in the front of the buffer.
+	Front bool
 }
 
 // Recipient is a user and the records found for him, possibly from a cache.
@@ -78,11 +84,9 @@ type BufferEntry struct {
 	Key     route.UserKey
 	Devices []string // none: whichever device comes first
 	Message *Message
-	// Front: handed back by a closing session, older than what is there.
+	// Front: handed back by a closing session, older than what is there. Else it goes
+	// behind what the cluster took before it (Message.At).
 	Front bool
-	// Since, with Front, is where among what is there: in the order of when it became
-	// part of a backlog, Unix time in nanoseconds; zero: now.
-	Since int64
 	// Done is called once; it must not block.
 	Done func(BufferResult)
 }

@@ -58,7 +58,6 @@ type item struct {
 	user     int // index in the tracker
 	device   string
 	order    int64          // within its flow; to one device a lower one goes first
-	since    int64          // when it became part of a backlog, Unix time in nanoseconds; 0: it never was
 	attempts int            // refusals in all
 	at       route.Location // where it was refused last
 	same     int            // refusals in a row there

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"slices"
-	"time"
 
 	"github.com/mics-im/mics/router/internal/route"
 )
@@ -12,9 +11,8 @@ import (
 // Hold keeps copies of the messages that the caller is about to hand to a
 // session as its backlog, until they are confirmed under the ids returned or
 // the session is gone. ok is false when the gateway is not known or too much is
-// under way to it: nothing is kept then. since is before anything was sent to the
-// session: what is given back of its backlog goes before what was.
-func (d *Dispatcher) Hold(key route.DeviceKey, loc route.Location, msgs []*Message, since time.Time) (ids []uint64, ok bool) {
+// under way to it: nothing is kept then.
+func (d *Dispatcher) Hold(key route.DeviceKey, loc route.Location, msgs []*Message) (ids []uint64, ok bool) {
 	if len(msgs) == 0 {
 		return nil, true
 	}
@@ -29,7 +27,7 @@ func (d *Dispatcher) Hold(key route.DeviceKey, loc route.Location, msgs []*Messa
 	f.low -= int64(len(msgs))
 	copies := make([]target, len(msgs))
 	for i, m := range msgs {
-		copies[i] = target{flow: f, session: loc.Session, item: item{msg: m, device: key.Device, order: f.low + int64(i), since: since.UnixNano()}}
+		copies[i] = target{flow: f, session: loc.Session, item: item{msg: m, device: key.Device, order: f.low + int64(i)}}
 	}
 	s.mu.Unlock()
 	ids, ok = l.hold(copies)
@@ -64,7 +62,7 @@ func (d *Dispatcher) recover(node route.NodeRef, copies []held) {
 		s := d.shard(t.flow.key)
 		s.mu.Lock()
 		t.flow.release(t.item.device, t.loc(node), 1)
-		t.flow.refused = append(t.flow.refused, item{msg: t.item.msg, device: t.item.device, order: t.item.order, since: t.item.since})
+		t.flow.refused = append(t.flow.refused, item{msg: t.item.msg, device: t.item.device, order: t.item.order})
 		d.settle(t.flow)
 		s.mu.Unlock()
 	}
@@ -83,9 +81,8 @@ func (d *Dispatcher) SendOlder(key route.DeviceKey, msgs []*Message) {
 	defer s.mu.Unlock()
 	f := s.flow(key.UserKey)
 	f.low -= int64(len(msgs))
-	now := time.Now().UnixNano()
 	for i, m := range msgs {
-		f.waiting = append(f.waiting, item{msg: m, device: key.Device, order: f.low + int64(i), since: now})
+		f.waiting = append(f.waiting, item{msg: m, device: key.Device, order: f.low + int64(i)})
 	}
 	d.settle(f)
 }
@@ -98,8 +95,8 @@ func (d *Dispatcher) SendOlder(key route.DeviceKey, msgs []*Message) {
 // collect returns the copies that this router still has for the device and that
 // nobody else will bring: those recovered from gateways that are gone, those held
 // at places that lost says are out of reach, and what came by SendOlder. They come
-// behind what is in the front of the buffer and before the rest of it, and are
-// not this router's any more.
+// behind what is in the front of the buffer, among the rest of it by Message.At, and
+// are not this router's any more.
 //
 // One device of a user at a time. An error is ctx's; nothing was changed then.
 func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (collect func() []*Message, done func(), err error) {

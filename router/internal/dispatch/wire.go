@@ -3,6 +3,7 @@ package dispatch
 import (
 	"github.com/mics-im/mics/internal/frame"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	"github.com/mics-im/mics/router/internal/offline"
 )
 
 // Messages reads what a session gives back. What came without a key gets the one
@@ -19,4 +20,9 @@ func Messages(undelivered []*gatewayv1.Undelivered) []*Message {
 		out[i] = m
 	}
 	return out
+}
+
+// Kept is the message of an entry of the offline buffer.
+func Kept(e offline.Entry) *Message {
+	return &Message{Bytes: e.Bytes, Unmoderated: e.Unmoderated, Key: e.Key, At: e.At, Front: e.Front}
 }

@@ -29,7 +29,7 @@ type world struct {
 	got      map[string][]string // device → messages
 	kept     map[string][]string // device → buffered
 	fronts   map[string]int      // device → how many of them came with Front
-	since    map[string]int64    // message → BufferEntry.Since
+	front    map[string]bool     // message → BufferEntry.Front
 	repeats  int                 // what a device had got already
 	breaks   func() bool         // whether a stream is cut before its answer
 	latency  func() time.Duration
@@ -57,7 +57,7 @@ var ann = route.UserKey{Tenant: "t", User: "ann"}
 func newWorld() *world {
 	w := &world{
 		sessions: map[route.Location]*session{}, ever: map[route.NodeRef][]uint64{}, dead: map[route.NodeRef]bool{},
-		got: map[string][]string{}, kept: map[string][]string{}, fronts: map[string]int{}, since: map[string]int64{}, latency: func() time.Duration { return 0 },
+		got: map[string][]string{}, kept: map[string][]string{}, fronts: map[string]int{}, front: map[string]bool{}, latency: func() time.Duration { return 0 },
 	}
 	return w
 }
@@ -168,7 +168,7 @@ func (w *world) bind(device string, n route.NodeRef, id uint64) {
 	for i, text := range backlog {
 		msgs[i] = &Message{Bytes: []byte(text)}
 	}
-	ids, ok := w.d.Hold(route.DeviceKey{UserKey: ann, Device: device}, loc, msgs, time.Now())
+	ids, ok := w.d.Hold(route.DeviceKey{UserKey: ann, Device: device}, loc, msgs)
 	if !ok {
 		panic("backlog not held")
 	}
@@ -272,7 +272,7 @@ func (w *world) Put(e BufferEntry) {
 			}
 			for _, d := range devices {
 				at := len(w.kept[d])
-				w.since[string(e.Message.Bytes)] = e.Since
+				w.front[string(e.Message.Bytes)] = e.Front
 				if e.Front {
 					at = w.fronts[d]
 					w.fronts[d]++

@@ -166,7 +166,7 @@ type incoming struct {
 func (b *Buffer) incoming(e dispatch.BufferEntry) incoming {
 	return incoming{key: e.Key, Entry: offline.Entry{
 		Message: offline.Message{Bytes: e.Message.Bytes, Unmoderated: e.Message.Unmoderated, Key: e.Message.Key},
-		Devices: e.Devices, TTL: b.opts.TTL(e.Key.Tenant), Front: e.Front, At: e.Since,
+		Devices: e.Devices, TTL: b.opts.TTL(e.Key.Tenant), Front: e.Front, At: e.Message.At,
 	}}
 }
 

@@ -298,7 +298,7 @@ func (b *Buffer) deliverTo(key route.UserKey, records []route.Record) {
 		device := route.DeviceKey{UserKey: key, Device: r.Device}
 		var msgs []*dispatch.Message
 		for _, h := range b.opts.Local.TakeFree(device) {
-			msgs = append(msgs, &dispatch.Message{Bytes: h.Bytes, Unmoderated: h.Unmoderated, Key: h.Key})
+			msgs = append(msgs, dispatch.Kept(h.Entry))
 		}
 		if len(msgs) > 0 {
 			b.opts.Deliver(device, msgs)

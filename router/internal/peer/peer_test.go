@@ -95,35 +95,36 @@ func TestAnEntryIsKeptAtTheHomeInOrder(t *testing.T) {
 	})
 }
 
-// A backlog that comes back is older than a message that another router had sent to
-// the same session, and has given back first.
-func TestABacklogComesBackInFront(t *testing.T) {
+// What another router had sent to a session that never came to be is put where it was
+// in time among what is kept.
+func TestWhatIsGivenBackComesInItsPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPair()
-		since := time.Now().UnixNano()
+		begin := time.Now().UnixNano()
 		time.Sleep(time.Second) // fake time
-		put := func(b *Buffer, text string, since int64) {
+		put := func(b *Buffer, text string, at int64, front bool) {
 			stored := make(chan dispatch.BufferResult, 1)
 			b.Put(dispatch.BufferEntry{
-				Key: phone.UserKey, Devices: []string{"phone"}, Message: &dispatch.Message{Bytes: []byte(text)}, Front: true, Since: since,
+				Key: phone.UserKey, Devices: []string{"phone"}, Message: &dispatch.Message{Bytes: []byte(text), At: at}, Front: front,
 				Done: func(r dispatch.BufferResult) { stored <- r },
 			})
 			if r := <-stored; r != dispatch.Stored {
 				t.Errorf("%s: %v", text, r)
 			}
 		}
-		put(p.away, "live", 0)
-		put(p.away, "backlog 1", since)
-		put(p.home, "backlog 2", since)
-		put(p.home, "live too", 0)
+		put(p.away, "first", begin+1, false)
+		put(p.home, "third", begin+3, false)
+		put(p.away, "handed back", 0, true)
+		put(p.away, "second", begin+2, false) // given back
+		put(p.away, "last", 0, false)
 		p.away.Close()
 		p.home.Close()
-		got, _ := p.buffer.Take(phone)
+		front, rest := p.buffer.Take(phone)
 		var texts []string
-		for _, m := range got {
+		for _, m := range append(front, rest...) {
 			texts = append(texts, string(m.Bytes))
 		}
-		if want := []string{"backlog 1", "backlog 2", "live", "live too"}; !slices.Equal(texts, want) {
+		if want := []string{"handed back", "first", "second", "third", "last"}; !slices.Equal(texts, want) {
 			t.Errorf("%q, want %q", texts, want)
 		}
 	})

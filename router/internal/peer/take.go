@@ -39,7 +39,7 @@ const (
 // dies it is not lost. recent is what the device's ended sessions took.
 //
 // An error is ctx's; nothing was taken then.
-func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest []offline.Message, recent recall.Keys, err error) {
+func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest []offline.Entry, recent recall.Keys, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, recall.Keys{}, err
 	}
@@ -71,7 +71,7 @@ func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest 
 
 // merge puts what other routers had before what was kept here, in the order of
 // offline.Buffer, each message once.
-func merge(older, local []offline.Held) (front, rest []offline.Message) {
+func merge(older, local []offline.Held) (front, rest []offline.Entry) {
 	part := func(h offline.Held, elsewhere bool) int {
 		switch {
 		case h.Front:
@@ -104,9 +104,9 @@ func merge(older, local []offline.Held) (front, rest []offline.Message) {
 		switch {
 		case seen[p.Key]:
 		case p.Front:
-			front = append(front, p.Message)
+			front = append(front, p.Entry)
 		default:
-			rest = append(rest, p.Message)
+			rest = append(rest, p.Entry)
 		}
 		seen[p.Key] = true
 	}

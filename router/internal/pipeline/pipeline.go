@@ -362,7 +362,7 @@ func (p *Pipeline) send(m *message) {
 	}
 	job := dispatch.Job{
 		Message: &dispatch.Message{
-			Bytes: m.bytes, Unmoderated: m.unmoderated, Key: m.key, TraceParent: telemetry.TraceParent(m.ctx),
+			Bytes: m.bytes, Unmoderated: m.unmoderated, Key: m.key, TraceParent: telemetry.TraceParent(m.ctx), At: time.Now().UnixNano(),
 		},
 		Recipients: m.recipients,
 	}

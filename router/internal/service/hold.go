@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"time"
 
 	"connectrpc.com/connect"
 	"github.com/mics-im/mics/internal/fault"
@@ -13,7 +12,7 @@ import (
 
 // Keeper holds copies of what sessions have accepted.
 type Keeper interface {
-	Hold(key route.DeviceKey, loc route.Location, msgs []*dispatch.Message, since time.Time) (ids []uint64, ok bool)
+	Hold(key route.DeviceKey, loc route.Location, msgs []*dispatch.Message) (ids []uint64, ok bool)
 }
 
 // Hold implements RouterService.
@@ -31,7 +30,7 @@ func (s *Service) Hold(_ context.Context, req *connect.Request[routerv1.HoldRequ
 		if key.Check() != nil {
 			return nil, fault.New(fault.Invalid, "tenant_id, user_id and device_id are required")
 		}
-		ids, _ := s.opts.Keeper.Hold(key, route.Location{Node: node, Session: h.GetSessionId()}, dispatch.Messages(h.GetMessages()), time.Now())
+		ids, _ := s.opts.Keeper.Hold(key, route.Location{Node: node, Session: h.GetSessionId()}, dispatch.Messages(h.GetMessages()))
 		res.Sessions = append(res.Sessions, &routerv1.HeldIDs{Ids: ids})
 	}
 	return connect.NewResponse(res), nil
