@@ -88,9 +88,14 @@ type slots struct {
 	controlv1connect.UnimplementedNodeServiceHandler
 	asked chan *controlv1.TerminateRequest
 	grant chan *controlv1.TerminateResponse
+	told  chan *gatewayv1.DrainProgress
 }
 
 func (s *slots) Terminate(_ context.Context, req *connect.Request[controlv1.TerminateRequest]) (*connect.Response[controlv1.TerminateResponse], error) {
+	if p := req.Msg.GetDrained(); p != nil {
+		s.told <- p
+		return connect.NewResponse(&controlv1.TerminateResponse{}), nil
+	}
 	s.asked <- req.Msg
 	return connect.NewResponse(<-s.grant), nil
 }
@@ -100,7 +105,10 @@ func newSlots(t *testing.T) (*slots, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &slots{asked: make(chan *controlv1.TerminateRequest, 10), grant: make(chan *controlv1.TerminateResponse, 10)}
+	s := &slots{
+		asked: make(chan *controlv1.TerminateRequest, 10), grant: make(chan *controlv1.TerminateResponse, 10),
+		told: make(chan *gatewayv1.DrainProgress, 10),
+	}
 	mux := http.NewServeMux()
 	mux.Handle(controlv1connect.NewNodeServiceHandler(s, rpc.HandlerOptions()...))
 	srv := rpc.NewServer(ln, mux, nil, slog.New(slog.DiscardHandler))
@@ -109,7 +117,8 @@ func newSlots(t *testing.T) (*slots, string) {
 	return s, "http://" + srv.Addr()
 }
 
-// TestStopInItsSlot: a gateway that is told to end serves until it may drain.
+// TestStopInItsSlot: a gateway that is told to end serves until it may drain, and
+// tells what came of it.
 func TestStopInItsSlot(t *testing.T) {
 	s, url := newSlots(t)
 	r, _ := newRig(t, 1, func(c *Config) { c.ControlPlaneEndpoints, c.DrainTimeout = []string{url}, 8*time.Second })
@@ -135,6 +144,9 @@ func TestStopInItsSlot(t *testing.T) {
 	}
 	if r.log.event("shutdown_drain_done")["told"] != 2.0 {
 		t.Errorf("shutdown_drain_done %v", r.log.event("shutdown_drain_done"))
+	}
+	if p := <-s.told; p.GetOperationId() != "rollout-1" || p.GetSessions() != 2 || p.GetClosed() != 2 || !p.GetDone() || len(s.told) != 0 {
+		t.Errorf("told %v, and %d more", p, len(s.told))
 	}
 }
 
@@ -184,8 +196,8 @@ func TestStopOfADrainedGateway(t *testing.T) {
 	if err := r.g.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if len(s.asked) != 0 || r.g.drains.Value() != 1 {
-		t.Errorf("asked %d times, %d drains", len(s.asked), r.g.drains.Value())
+	if len(s.asked) != 0 || len(s.told) != 0 || r.g.drains.Value() != 1 {
+		t.Errorf("asked %d times, told %d, %d drains", len(s.asked), len(s.told), r.g.drains.Value())
 	}
 	// A heartbeat may say it a second time.
 	if phases := told(); phases[len(phases)-1] != drained || slices.ContainsFunc(phases[slices.Index(phases, drained):], func(p gatewayv1.Phase) bool { return p != drained }) {

@@ -48,6 +48,13 @@ func (g *Gateway) pushStop() {
 	push("orphans", func(context.Context) error { g.orphans.Stop(); return nil })
 	// Its streams end before the server that carries them waits for them.
 	push("downlink", func(context.Context) error { g.downlink.Close(); return nil })
+	var drained *gatewayv1.DrainProgress // by an operation of the control plane
+	push("receipt", g.inTime(func(ctx context.Context) error {
+		if drained != nil {
+			g.slots.Drained(ctx, &controlv1.TerminateRequest{NodeId: g.ref.GetNodeId(), Incarnation: g.ref.GetIncarnation(), Drained: drained})
+		}
+		return nil
+	}))
 	push("hand-back", g.inTime(g.uplink.Flush))
 	push("sessions", g.inTime(g.sessions.Stop))
 	push("handshakes", g.inTime(g.upgrades.Stop))
@@ -55,9 +62,13 @@ func (g *Gateway) pushStop() {
 	g.teardown.Push("drain", g.cfg.DrainTimeout+stepBudget, func(ctx context.Context) error {
 		g.stopBy = time.Now().Add(g.cfg.DrainTimeout)
 		g.drainer.End()
+		known := g.drainer.Progress().GetDone() // and asked for by the control plane since
 		order := g.awaitSlot(ctx)
 		g.evacuation.forbid()
 		g.drain(ctx, order)
+		if p := g.drainer.Progress(); !known && p.GetOperationId() != drainer.OwnOperation {
+			drained = p
+		}
 		return nil
 	})
 	push("steering", func(context.Context) error { g.steerer.Stop(); return nil })

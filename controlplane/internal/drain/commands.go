@@ -235,6 +235,23 @@ func (r *Runner) Terminate(ctx context.Context, node string, incarnation, sessio
 	return Turn{Granted: granted, Op: op, Reason: cmp.Or(op.Reason, string(op.State))}, nil
 }
 
+// Drained takes down what came of the drain of a gateway that is about to be gone.
+// Only the leader.
+func (r *Runner) Drained(ctx context.Context, node string, incarnation uint64, p *gatewayv1.DrainProgress) error {
+	_, err := r.change(ctx, func(ops []Operation, _ []fleet.Node) (Operation, error) {
+		i := slices.IndexFunc(ops, func(op Operation) bool {
+			return op.Node == node && op.Incarnation == incarnation && op.ID == p.GetOperationId()
+		})
+		if i < 0 {
+			return Operation{}, errNoOperation
+		}
+		op := ops[i]
+		op.heard(p, time.Now())
+		return op, nil
+	})
+	return err
+}
+
 // turnWait is how long a gateway that ends is made to wait for a tick.
 const turnWait = 500 * time.Millisecond
 

@@ -249,10 +249,11 @@ func (r Rules) follow(op *Operation, o Observation) {
 	answer := o.Answers[op.ID]
 	g, there := find(op, o)
 	if p := g.Status.GetDrain(); there && g.StatusAt.After(op.Progress.At) && (p.GetOperationId() == op.ID || op.Alone && p != nil) {
-		op.Progress = progressOf(p, g.StatusAt)
+		op.heard(p, g.StatusAt)
 	}
 	if answer.Progress != nil {
-		op.Progress, op.Reason = progressOf(answer.Progress, o.Now), ""
+		op.heard(answer.Progress, o.Now)
+		op.Reason = ""
 	}
 	switch {
 	case answer.Refused != "" && (op.Terminating || !op.Progress.At.IsZero()):
@@ -309,7 +310,7 @@ func (r Rules) verify(op *Operation, o Observation) {
 	before := op.Tally.arrived()
 	op.Tally = count(*op, o.Gateways)
 	if g, there := find(op, o); there && g.StatusAt.After(op.Progress.At) && g.Status.GetDrain().GetOperationId() == op.ID {
-		op.Progress = progressOf(g.Status.GetDrain(), g.StatusAt)
+		op.heard(g.Status.GetDrain(), g.StatusAt)
 	}
 	if op.Settled.IsZero() || op.Tally.arrived() != before || !o.At.After(op.Since) {
 		op.Settled = o.Now
@@ -333,7 +334,7 @@ func (r Rules) cancel(op *Operation, o Observation) {
 		op.enter(Cancelled, o.Now, why)
 	case answer.Undrained:
 		if answer.Progress != nil {
-			op.Progress = progressOf(answer.Progress, o.Now)
+			op.heard(answer.Progress, o.Now)
 		}
 		op.enter(Cancelled, o.Now, "it serves again")
 	case answer.Refused != "":

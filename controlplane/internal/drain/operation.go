@@ -107,6 +107,14 @@ type Progress struct {
 	Done         bool      `json:"done,omitempty"`
 }
 
+// heard takes down what the gateway says. When it is done that was its last word:
+// what it answered before may arrive later.
+func (op *Operation) heard(p *gatewayv1.DrainProgress, at time.Time) {
+	if !op.Progress.Done {
+		op.Progress = progressOf(p, at)
+	}
+}
+
 func progressOf(p *gatewayv1.DrainProgress, at time.Time) Progress {
 	return Progress{
 		At: at, Sessions: p.GetSessions(), Left: p.GetLeft(), LeftV2: p.GetLeftV2(), Moved: p.GetMoved(), Closed: p.GetClosed(),

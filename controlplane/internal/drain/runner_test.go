@@ -251,10 +251,26 @@ func TestTurnsOfGatewaysThatEnd(t *testing.T) {
 	if again := ask("a"); again.Op.ID != first.Op.ID || !again.Granted || again.Op.Pace.Rate <= 0 {
 		t.Errorf("asked again: %+v", again)
 	}
+	// What it says at its end counts, whatever it had answered before.
+	last := &gatewayv1.DrainProgress{OperationId: first.Op.ID, Sessions: 50, Moved: 20, Closed: 30, Echoed: 29, Done: true}
+	if err := r.Drained(t.Context(), "a", 3, last); err != nil {
+		t.Error(err)
+	}
 	inv.mu.Lock()
 	inv.nodes = inv.nodes[1:] // a has ended
 	inv.mu.Unlock()
 	testkit.Eventually(t, "b has its turn", func() bool { return ask("b").Granted })
+	var past []Operation
+	testkit.Eventually(t, "a's receipt is there", func() bool {
+		past, _ = r.Ended(t.Context(), 1, func(op *Operation) bool { return op.ID == first.Op.ID })
+		return len(past) == 1
+	})
+	if x := past[0].Receipt; past[0].State != Done || x.Sessions != 50 || x.Moved != 20 || x.Closed != 30 || x.Echoed != 29 || x.Unaccounted != 0 {
+		t.Errorf("a's receipt: %+v", x)
+	}
+	if err := r.Drained(t.Context(), "a", 3, last); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("told when it is over: %v", err)
+	}
 	if _, err := r.Terminate(t.Context(), "b", 0, 0, 0); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("no incarnation: %v", err)
 	}

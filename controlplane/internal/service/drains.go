@@ -233,6 +233,9 @@ func (n nodeService) Terminate(ctx context.Context, req *connect.Request[control
 		return nil, err
 	}
 	return lead(ctx, n.s, m, func(ctx context.Context) (*controlv1.TerminateResponse, error) {
+		if p := m.GetDrained(); p != nil {
+			return &controlv1.TerminateResponse{}, n.s.cfg.Drains.Drained(ctx, m.GetNodeId(), m.GetIncarnation(), p)
+		}
 		turn, err := n.s.cfg.Drains.Terminate(ctx, m.GetNodeId(), m.GetIncarnation(), m.GetSessions(), duration(m.GetTimeoutMs()))
 		if err != nil {
 			return nil, err

@@ -96,6 +96,16 @@ func (c *Client) Await(ctx context.Context, begun <-chan struct{}, request func(
 	}
 }
 
+// Drained tells once what came of a drain. There is no control plane that takes it
+// down: then the receipt is made of what others say.
+func (c *Client) Drained(ctx context.Context, req *controlv1.TerminateRequest) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := c.ask(ctx, req); err != nil {
+		c.o.Log.Warn("drain_not_reported", "operation", req.GetDrained().GetOperationId(), "error", err)
+	}
+}
+
 // ask returns the first answer; the error is the last one's.
 func (c *Client) ask(ctx context.Context, req *controlv1.TerminateRequest) (*controlv1.TerminateResponse, error) {
 	err := errors.New("nobody to ask")

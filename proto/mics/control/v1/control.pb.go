@@ -344,7 +344,10 @@ type TerminateRequest struct {
 	Incarnation uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	Sessions    uint64                 `protobuf:"varint,3,opt,name=sessions,proto3" json:"sessions,omitempty"`
 	// What the gateway has left for its drain.
-	TimeoutMs     uint64 `protobuf:"varint,4,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	TimeoutMs uint64 `protobuf:"varint,4,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// The drain is over, and this is what came of it: said once, for the receipt, by a
+	// gateway that will not be there to be asked. The answer means nothing then.
+	Drained       *v1.DrainProgress `protobuf:"bytes,5,opt,name=drained,proto3" json:"drained,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -405,6 +408,13 @@ func (x *TerminateRequest) GetTimeoutMs() uint64 {
 		return x.TimeoutMs
 	}
 	return 0
+}
+
+func (x *TerminateRequest) GetDrained() *v1.DrainProgress {
+	if x != nil {
+		return x.Drained
+	}
+	return nil
 }
 
 type TerminateResponse struct {
@@ -4041,13 +4051,14 @@ var File_mics_control_v1_control_proto protoreflect.FileDescriptor
 
 const file_mics_control_v1_control_proto_rawDesc = "" +
 	"\n" +
-	"\x1dmics/control/v1/control.proto\x12\x0fmics.control.v1\x1a\x1dmics/gateway/v1/gateway.proto\x1a\x1bmics/router/v1/router.proto\"\x88\x01\n" +
+	"\x1dmics/control/v1/control.proto\x12\x0fmics.control.v1\x1a\x1dmics/gateway/v1/gateway.proto\x1a\x1bmics/router/v1/router.proto\"\xc2\x01\n" +
 	"\x10TerminateRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x1a\n" +
 	"\bsessions\x18\x03 \x01(\x04R\bsessions\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x04 \x01(\x04R\ttimeoutMs\"\xcb\x01\n" +
+	"timeout_ms\x18\x04 \x01(\x04R\ttimeoutMs\x128\n" +
+	"\adrained\x18\x05 \x01(\v2\x1e.mics.gateway.v1.DrainProgressR\adrained\"\xcb\x01\n" +
 	"\x11TerminateResponse\x12\x18\n" +
 	"\agranted\x18\x01 \x01(\bR\agranted\x12!\n" +
 	"\foperation_id\x18\x02 \x01(\tR\voperationId\x12\x16\n" +
@@ -4476,97 +4487,98 @@ var file_mics_control_v1_control_proto_goTypes = []any{
 	(*RehearsedNode)(nil),           // 54: mics.control.v1.RehearsedNode
 	(*DrainOperation)(nil),          // 55: mics.control.v1.DrainOperation
 	(*DrainReceipt)(nil),            // 56: mics.control.v1.DrainReceipt
-	(*v1.Target)(nil),               // 57: mics.gateway.v1.Target
-	(v1.Phase)(0),                   // 58: mics.gateway.v1.Phase
-	(*v1.SessionInfo)(nil),          // 59: mics.gateway.v1.SessionInfo
-	(*v11.ListDLQRequest)(nil),      // 60: mics.router.v1.ListDLQRequest
-	(*v11.ListDLQResponse)(nil),     // 61: mics.router.v1.ListDLQResponse
-	(*v11.RedriveDLQRequest)(nil),   // 62: mics.router.v1.RedriveDLQRequest
-	(*v11.RedriveProgress)(nil),     // 63: mics.router.v1.RedriveProgress
-	(*v1.DrainProgress)(nil),        // 64: mics.gateway.v1.DrainProgress
+	(*v1.DrainProgress)(nil),        // 57: mics.gateway.v1.DrainProgress
+	(*v1.Target)(nil),               // 58: mics.gateway.v1.Target
+	(v1.Phase)(0),                   // 59: mics.gateway.v1.Phase
+	(*v1.SessionInfo)(nil),          // 60: mics.gateway.v1.SessionInfo
+	(*v11.ListDLQRequest)(nil),      // 61: mics.router.v1.ListDLQRequest
+	(*v11.ListDLQResponse)(nil),     // 62: mics.router.v1.ListDLQResponse
+	(*v11.RedriveDLQRequest)(nil),   // 63: mics.router.v1.RedriveDLQRequest
+	(*v11.RedriveProgress)(nil),     // 64: mics.router.v1.RedriveProgress
 }
 var file_mics_control_v1_control_proto_depIdxs = []int32{
-	57, // 0: mics.control.v1.TerminateResponse.targets:type_name -> mics.gateway.v1.Target
-	0,  // 1: mics.control.v1.Node.kind:type_name -> mics.control.v1.NodeKind
-	58, // 2: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
-	7,  // 3: mics.control.v1.ListNodesResponse.nodes:type_name -> mics.control.v1.Node
-	7,  // 4: mics.control.v1.WatchNodesResponse.nodes:type_name -> mics.control.v1.Node
-	14, // 5: mics.control.v1.ListSessionsResponse.sessions:type_name -> mics.control.v1.Session
-	59, // 6: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
-	60, // 7: mics.control.v1.ListDLQRequest.request:type_name -> mics.router.v1.ListDLQRequest
-	61, // 8: mics.control.v1.ListDLQResponse.response:type_name -> mics.router.v1.ListDLQResponse
-	62, // 9: mics.control.v1.RedriveDLQRequest.request:type_name -> mics.router.v1.RedriveDLQRequest
-	63, // 10: mics.control.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
-	23, // 11: mics.control.v1.ListAuditResponse.entries:type_name -> mics.control.v1.AuditEntry
-	26, // 12: mics.control.v1.Canary.spec:type_name -> mics.control.v1.CanarySpec
-	1,  // 13: mics.control.v1.Canary.phase:type_name -> mics.control.v1.CanaryPhase
-	27, // 14: mics.control.v1.Canary.stable:type_name -> mics.control.v1.CanaryTrack
-	27, // 15: mics.control.v1.Canary.canary:type_name -> mics.control.v1.CanaryTrack
-	28, // 16: mics.control.v1.Canary.signals:type_name -> mics.control.v1.CanarySignal
-	29, // 17: mics.control.v1.Canary.events:type_name -> mics.control.v1.CanaryEvent
-	26, // 18: mics.control.v1.StartCanaryRequest.spec:type_name -> mics.control.v1.CanarySpec
-	30, // 19: mics.control.v1.StartCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	30, // 20: mics.control.v1.GetCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	30, // 21: mics.control.v1.WatchCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	4,  // 22: mics.control.v1.ChangeCanaryRequest.change:type_name -> mics.control.v1.ChangeCanaryRequest.Change
-	30, // 23: mics.control.v1.ChangeCanaryResponse.canary:type_name -> mics.control.v1.Canary
-	41, // 24: mics.control.v1.RebalanceResponse.nodes:type_name -> mics.control.v1.RebalanceNode
-	55, // 25: mics.control.v1.DrainResponse.drain:type_name -> mics.control.v1.DrainOperation
-	55, // 26: mics.control.v1.UndrainResponse.drain:type_name -> mics.control.v1.DrainOperation
-	55, // 27: mics.control.v1.ListDrainsResponse.drains:type_name -> mics.control.v1.DrainOperation
-	55, // 28: mics.control.v1.WatchDrainsResponse.drains:type_name -> mics.control.v1.DrainOperation
-	2,  // 29: mics.control.v1.ChangeDrainRequest.change:type_name -> mics.control.v1.DrainChange
-	55, // 30: mics.control.v1.ChangeDrainResponse.drain:type_name -> mics.control.v1.DrainOperation
-	54, // 31: mics.control.v1.RehearseDrainResponse.nodes:type_name -> mics.control.v1.RehearsedNode
-	3,  // 32: mics.control.v1.DrainOperation.state:type_name -> mics.control.v1.DrainState
-	64, // 33: mics.control.v1.DrainOperation.progress:type_name -> mics.gateway.v1.DrainProgress
-	57, // 34: mics.control.v1.DrainOperation.targets:type_name -> mics.gateway.v1.Target
-	56, // 35: mics.control.v1.DrainOperation.receipt:type_name -> mics.control.v1.DrainReceipt
-	8,  // 36: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
-	10, // 37: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
-	12, // 38: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
-	15, // 39: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
-	42, // 40: mics.control.v1.ControlService.Drain:input_type -> mics.control.v1.DrainRequest
-	44, // 41: mics.control.v1.ControlService.Undrain:input_type -> mics.control.v1.UndrainRequest
-	46, // 42: mics.control.v1.ControlService.ListDrains:input_type -> mics.control.v1.ListDrainsRequest
-	48, // 43: mics.control.v1.ControlService.WatchDrains:input_type -> mics.control.v1.WatchDrainsRequest
-	50, // 44: mics.control.v1.ControlService.ChangeDrain:input_type -> mics.control.v1.ChangeDrainRequest
-	52, // 45: mics.control.v1.ControlService.RehearseDrain:input_type -> mics.control.v1.RehearseDrainRequest
-	17, // 46: mics.control.v1.ControlService.ListDLQ:input_type -> mics.control.v1.ListDLQRequest
-	19, // 47: mics.control.v1.ControlService.RedriveDLQ:input_type -> mics.control.v1.RedriveDLQRequest
-	31, // 48: mics.control.v1.ControlService.StartCanary:input_type -> mics.control.v1.StartCanaryRequest
-	33, // 49: mics.control.v1.ControlService.GetCanary:input_type -> mics.control.v1.GetCanaryRequest
-	35, // 50: mics.control.v1.ControlService.WatchCanary:input_type -> mics.control.v1.WatchCanaryRequest
-	37, // 51: mics.control.v1.ControlService.ChangeCanary:input_type -> mics.control.v1.ChangeCanaryRequest
-	39, // 52: mics.control.v1.ControlService.Rebalance:input_type -> mics.control.v1.RebalanceRequest
-	21, // 53: mics.control.v1.ControlService.ListAudit:input_type -> mics.control.v1.ListAuditRequest
-	24, // 54: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
-	5,  // 55: mics.control.v1.NodeService.Terminate:input_type -> mics.control.v1.TerminateRequest
-	9,  // 56: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
-	11, // 57: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
-	13, // 58: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
-	16, // 59: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
-	43, // 60: mics.control.v1.ControlService.Drain:output_type -> mics.control.v1.DrainResponse
-	45, // 61: mics.control.v1.ControlService.Undrain:output_type -> mics.control.v1.UndrainResponse
-	47, // 62: mics.control.v1.ControlService.ListDrains:output_type -> mics.control.v1.ListDrainsResponse
-	49, // 63: mics.control.v1.ControlService.WatchDrains:output_type -> mics.control.v1.WatchDrainsResponse
-	51, // 64: mics.control.v1.ControlService.ChangeDrain:output_type -> mics.control.v1.ChangeDrainResponse
-	53, // 65: mics.control.v1.ControlService.RehearseDrain:output_type -> mics.control.v1.RehearseDrainResponse
-	18, // 66: mics.control.v1.ControlService.ListDLQ:output_type -> mics.control.v1.ListDLQResponse
-	20, // 67: mics.control.v1.ControlService.RedriveDLQ:output_type -> mics.control.v1.RedriveDLQResponse
-	32, // 68: mics.control.v1.ControlService.StartCanary:output_type -> mics.control.v1.StartCanaryResponse
-	34, // 69: mics.control.v1.ControlService.GetCanary:output_type -> mics.control.v1.GetCanaryResponse
-	36, // 70: mics.control.v1.ControlService.WatchCanary:output_type -> mics.control.v1.WatchCanaryResponse
-	38, // 71: mics.control.v1.ControlService.ChangeCanary:output_type -> mics.control.v1.ChangeCanaryResponse
-	40, // 72: mics.control.v1.ControlService.Rebalance:output_type -> mics.control.v1.RebalanceResponse
-	22, // 73: mics.control.v1.ControlService.ListAudit:output_type -> mics.control.v1.ListAuditResponse
-	25, // 74: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
-	6,  // 75: mics.control.v1.NodeService.Terminate:output_type -> mics.control.v1.TerminateResponse
-	56, // [56:76] is the sub-list for method output_type
-	36, // [36:56] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	57, // 0: mics.control.v1.TerminateRequest.drained:type_name -> mics.gateway.v1.DrainProgress
+	58, // 1: mics.control.v1.TerminateResponse.targets:type_name -> mics.gateway.v1.Target
+	0,  // 2: mics.control.v1.Node.kind:type_name -> mics.control.v1.NodeKind
+	59, // 3: mics.control.v1.Node.phase:type_name -> mics.gateway.v1.Phase
+	7,  // 4: mics.control.v1.ListNodesResponse.nodes:type_name -> mics.control.v1.Node
+	7,  // 5: mics.control.v1.WatchNodesResponse.nodes:type_name -> mics.control.v1.Node
+	14, // 6: mics.control.v1.ListSessionsResponse.sessions:type_name -> mics.control.v1.Session
+	60, // 7: mics.control.v1.Session.info:type_name -> mics.gateway.v1.SessionInfo
+	61, // 8: mics.control.v1.ListDLQRequest.request:type_name -> mics.router.v1.ListDLQRequest
+	62, // 9: mics.control.v1.ListDLQResponse.response:type_name -> mics.router.v1.ListDLQResponse
+	63, // 10: mics.control.v1.RedriveDLQRequest.request:type_name -> mics.router.v1.RedriveDLQRequest
+	64, // 11: mics.control.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
+	23, // 12: mics.control.v1.ListAuditResponse.entries:type_name -> mics.control.v1.AuditEntry
+	26, // 13: mics.control.v1.Canary.spec:type_name -> mics.control.v1.CanarySpec
+	1,  // 14: mics.control.v1.Canary.phase:type_name -> mics.control.v1.CanaryPhase
+	27, // 15: mics.control.v1.Canary.stable:type_name -> mics.control.v1.CanaryTrack
+	27, // 16: mics.control.v1.Canary.canary:type_name -> mics.control.v1.CanaryTrack
+	28, // 17: mics.control.v1.Canary.signals:type_name -> mics.control.v1.CanarySignal
+	29, // 18: mics.control.v1.Canary.events:type_name -> mics.control.v1.CanaryEvent
+	26, // 19: mics.control.v1.StartCanaryRequest.spec:type_name -> mics.control.v1.CanarySpec
+	30, // 20: mics.control.v1.StartCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	30, // 21: mics.control.v1.GetCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	30, // 22: mics.control.v1.WatchCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	4,  // 23: mics.control.v1.ChangeCanaryRequest.change:type_name -> mics.control.v1.ChangeCanaryRequest.Change
+	30, // 24: mics.control.v1.ChangeCanaryResponse.canary:type_name -> mics.control.v1.Canary
+	41, // 25: mics.control.v1.RebalanceResponse.nodes:type_name -> mics.control.v1.RebalanceNode
+	55, // 26: mics.control.v1.DrainResponse.drain:type_name -> mics.control.v1.DrainOperation
+	55, // 27: mics.control.v1.UndrainResponse.drain:type_name -> mics.control.v1.DrainOperation
+	55, // 28: mics.control.v1.ListDrainsResponse.drains:type_name -> mics.control.v1.DrainOperation
+	55, // 29: mics.control.v1.WatchDrainsResponse.drains:type_name -> mics.control.v1.DrainOperation
+	2,  // 30: mics.control.v1.ChangeDrainRequest.change:type_name -> mics.control.v1.DrainChange
+	55, // 31: mics.control.v1.ChangeDrainResponse.drain:type_name -> mics.control.v1.DrainOperation
+	54, // 32: mics.control.v1.RehearseDrainResponse.nodes:type_name -> mics.control.v1.RehearsedNode
+	3,  // 33: mics.control.v1.DrainOperation.state:type_name -> mics.control.v1.DrainState
+	57, // 34: mics.control.v1.DrainOperation.progress:type_name -> mics.gateway.v1.DrainProgress
+	58, // 35: mics.control.v1.DrainOperation.targets:type_name -> mics.gateway.v1.Target
+	56, // 36: mics.control.v1.DrainOperation.receipt:type_name -> mics.control.v1.DrainReceipt
+	8,  // 37: mics.control.v1.ControlService.ListNodes:input_type -> mics.control.v1.ListNodesRequest
+	10, // 38: mics.control.v1.ControlService.WatchNodes:input_type -> mics.control.v1.WatchNodesRequest
+	12, // 39: mics.control.v1.ControlService.ListSessions:input_type -> mics.control.v1.ListSessionsRequest
+	15, // 40: mics.control.v1.ControlService.Kick:input_type -> mics.control.v1.KickRequest
+	42, // 41: mics.control.v1.ControlService.Drain:input_type -> mics.control.v1.DrainRequest
+	44, // 42: mics.control.v1.ControlService.Undrain:input_type -> mics.control.v1.UndrainRequest
+	46, // 43: mics.control.v1.ControlService.ListDrains:input_type -> mics.control.v1.ListDrainsRequest
+	48, // 44: mics.control.v1.ControlService.WatchDrains:input_type -> mics.control.v1.WatchDrainsRequest
+	50, // 45: mics.control.v1.ControlService.ChangeDrain:input_type -> mics.control.v1.ChangeDrainRequest
+	52, // 46: mics.control.v1.ControlService.RehearseDrain:input_type -> mics.control.v1.RehearseDrainRequest
+	17, // 47: mics.control.v1.ControlService.ListDLQ:input_type -> mics.control.v1.ListDLQRequest
+	19, // 48: mics.control.v1.ControlService.RedriveDLQ:input_type -> mics.control.v1.RedriveDLQRequest
+	31, // 49: mics.control.v1.ControlService.StartCanary:input_type -> mics.control.v1.StartCanaryRequest
+	33, // 50: mics.control.v1.ControlService.GetCanary:input_type -> mics.control.v1.GetCanaryRequest
+	35, // 51: mics.control.v1.ControlService.WatchCanary:input_type -> mics.control.v1.WatchCanaryRequest
+	37, // 52: mics.control.v1.ControlService.ChangeCanary:input_type -> mics.control.v1.ChangeCanaryRequest
+	39, // 53: mics.control.v1.ControlService.Rebalance:input_type -> mics.control.v1.RebalanceRequest
+	21, // 54: mics.control.v1.ControlService.ListAudit:input_type -> mics.control.v1.ListAuditRequest
+	24, // 55: mics.control.v1.ControlService.Version:input_type -> mics.control.v1.VersionRequest
+	5,  // 56: mics.control.v1.NodeService.Terminate:input_type -> mics.control.v1.TerminateRequest
+	9,  // 57: mics.control.v1.ControlService.ListNodes:output_type -> mics.control.v1.ListNodesResponse
+	11, // 58: mics.control.v1.ControlService.WatchNodes:output_type -> mics.control.v1.WatchNodesResponse
+	13, // 59: mics.control.v1.ControlService.ListSessions:output_type -> mics.control.v1.ListSessionsResponse
+	16, // 60: mics.control.v1.ControlService.Kick:output_type -> mics.control.v1.KickResponse
+	43, // 61: mics.control.v1.ControlService.Drain:output_type -> mics.control.v1.DrainResponse
+	45, // 62: mics.control.v1.ControlService.Undrain:output_type -> mics.control.v1.UndrainResponse
+	47, // 63: mics.control.v1.ControlService.ListDrains:output_type -> mics.control.v1.ListDrainsResponse
+	49, // 64: mics.control.v1.ControlService.WatchDrains:output_type -> mics.control.v1.WatchDrainsResponse
+	51, // 65: mics.control.v1.ControlService.ChangeDrain:output_type -> mics.control.v1.ChangeDrainResponse
+	53, // 66: mics.control.v1.ControlService.RehearseDrain:output_type -> mics.control.v1.RehearseDrainResponse
+	18, // 67: mics.control.v1.ControlService.ListDLQ:output_type -> mics.control.v1.ListDLQResponse
+	20, // 68: mics.control.v1.ControlService.RedriveDLQ:output_type -> mics.control.v1.RedriveDLQResponse
+	32, // 69: mics.control.v1.ControlService.StartCanary:output_type -> mics.control.v1.StartCanaryResponse
+	34, // 70: mics.control.v1.ControlService.GetCanary:output_type -> mics.control.v1.GetCanaryResponse
+	36, // 71: mics.control.v1.ControlService.WatchCanary:output_type -> mics.control.v1.WatchCanaryResponse
+	38, // 72: mics.control.v1.ControlService.ChangeCanary:output_type -> mics.control.v1.ChangeCanaryResponse
+	40, // 73: mics.control.v1.ControlService.Rebalance:output_type -> mics.control.v1.RebalanceResponse
+	22, // 74: mics.control.v1.ControlService.ListAudit:output_type -> mics.control.v1.ListAuditResponse
+	25, // 75: mics.control.v1.ControlService.Version:output_type -> mics.control.v1.VersionResponse
+	6,  // 76: mics.control.v1.NodeService.Terminate:output_type -> mics.control.v1.TerminateResponse
+	57, // [57:77] is the sub-list for method output_type
+	37, // [37:57] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_mics_control_v1_control_proto_init() }

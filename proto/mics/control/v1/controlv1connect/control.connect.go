@@ -684,7 +684,8 @@ type NodeServiceClient interface {
 	// Terminate asks for the slot in which a gateway that is told to end may drain.
 	// It is repeated about once a second until granted; a gateway that gets no
 	// answer, or waits longer than it may, drains alone. Any control plane may be
-	// asked: UNAVAILABLE means that it leads nothing and knows no leader.
+	// asked: UNAVAILABLE means that it leads nothing and knows no leader. It is called
+	// once more when the drain is over.
 	Terminate(context.Context, *connect.Request[v1.TerminateRequest]) (*connect.Response[v1.TerminateResponse], error)
 }
 
@@ -723,7 +724,8 @@ type NodeServiceHandler interface {
 	// Terminate asks for the slot in which a gateway that is told to end may drain.
 	// It is repeated about once a second until granted; a gateway that gets no
 	// answer, or waits longer than it may, drains alone. Any control plane may be
-	// asked: UNAVAILABLE means that it leads nothing and knows no leader.
+	// asked: UNAVAILABLE means that it leads nothing and knows no leader. It is called
+	// once more when the drain is over.
 	Terminate(context.Context, *connect.Request[v1.TerminateRequest]) (*connect.Response[v1.TerminateResponse], error)
 }
 
