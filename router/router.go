@@ -11,11 +11,13 @@ import (
 	"sync"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/mics-im/mics/internal/config"
 	"github.com/mics-im/mics/internal/lifecycle"
 	"github.com/mics-im/mics/internal/rpc"
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/internal/trust"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/admit"
 	"github.com/mics-im/mics/router/internal/away"
@@ -45,6 +47,8 @@ const (
 	streamsBudget = 5 * time.Second
 	serverBudget  = 3 * time.Second
 	stepBudget    = 3 * time.Second
+	// goodbyeBudget is for the other routers to hear that this one leaves.
+	goodbyeBudget = 500 * time.Millisecond
 	// handOnBudget is for buffers on their way to new homes; one that is lent to a
 	// device that connects just now is so for 4 s.
 	handOnBudget = 8 * time.Second
@@ -74,6 +78,7 @@ type Router struct {
 	kept       *offline.Buffer
 	stall      *stall.Detector
 	buffer     *peer.Buffer
+	admitter   *admit.Admitter
 	sents      *dedup.Table[[]byte] // what was answered SENT
 	dispatcher *dispatch.Dispatcher
 	reaper     *reaper.Reaper
@@ -180,7 +185,8 @@ func (r *Router) wire(ln net.Listener) {
 	remembered := recall.New(func(n int) { r.stats.KeysForgot.Add(int64(n)) })
 	r.buffer = peer.NewBuffer(peer.Options{
 		Directory: r.directory, Members: r.directory, Local: r.kept, Recall: remembered, Lookup: r.store.LookupFresh, Client: r.peer, TTL: r.offlineTTL,
-		Sents: r.sents, Deliver: func(key route.DeviceKey, msgs []*dispatch.Message) { r.dispatcher.SendOlder(key, msgs) }, Hooks: r.peerHooks(),
+		Admitting: func(key route.UserKey) bool { return r.admitter.Admitting(key) },
+		Sents:     r.sents, Deliver: func(key route.DeviceKey, msgs []*dispatch.Message) { r.dispatcher.SendOlder(key, msgs) }, Hooks: r.peerHooks(),
 	})
 	r.sents.OnSent(r.buffer.Sent)
 	remembered.OnEnded(r.buffer.Took)
@@ -192,12 +198,12 @@ func (r *Router) wire(ln net.Listener) {
 		GhostTTL: r.offlineTTL, Router: r.self.NodeRef,
 	})
 	r.push("dispatcher", r.dispatcher.Close)
-	admitter := admit.New(admit.Options{
-		Self: r.self, Directory: r.directory, Routes: r.store, Tenant: r.tenants.Get, Hooks: hooks, Dispatcher: r.dispatcher,
+	r.admitter = admit.New(admit.Options{
+		Self: r.self, Directory: r.directory, Homes: r.buffer, Routes: r.store, Tenant: r.tenants.Get, Hooks: hooks, Dispatcher: r.dispatcher,
 		Kept: r.buffer, Buffer: r.buffer, Recall: remembered, Stalled: r.stall.Lately, Peer: r.peer, Gateway: r.gateway, Tokens: cfg.tokenKeys(log),
 		MaxMessageBytes: cfg.messages.MaxMessageBytes, Events: r.events, Stats: r.stats, Signals: r.signals, Log: log, Tracer: r.tel.Tracer,
 	})
-	r.push("admissions", admitter.Close)
+	r.push("admissions", r.admitter.Close)
 	messages := pipeline.New(pipeline.Options{
 		Tenant: r.tenants.Get, Hooks: hooks, Routes: r.store, Dispatcher: r.dispatcher, Absent: absent, Dedup: r.sents, Limiter: limiter,
 		Events: r.events, Limits: cfg.messages, Stats: r.stats, Signals: r.signals, Tracer: r.tel.Tracer,
@@ -211,7 +217,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.gauges()
 
 	svc := service.New(service.Options{
-		Directory: r.directory, Admitter: admitter, Buffer: r.buffer, Copies: r.buffer, Records: r.away, Keeper: r.dispatcher, Self: r.self, DeadLetters: r.events, Signals: r.signals, Stats: r.stats, Log: log,
+		Directory: r.directory, Admitter: r.admitter, Buffer: r.buffer, Copies: r.buffer, Records: r.away, Keeper: r.dispatcher, Self: r.self, DeadLetters: r.events, Signals: r.signals, Stats: r.stats, Log: log,
 		Intake: func(gateway route.NodeRef, answer func(uint64, []byte)) service.Intake {
 			return messages.Intake(gateway, answer)
 		},
@@ -265,16 +271,37 @@ func (r *Router) Start(ctx context.Context) error {
 // lapsed is called by the directory, which is made before the buffer.
 func (r *Router) lapsed(taken bool) { r.buffer.Lapsed(taken) }
 
-// leave takes this router out of the directory. Without the store its lease
-// runs out by itself.
+// leave takes this router out of the directory, and tells the others: without the
+// store its lease has to run out by itself.
 func (r *Router) leave(ctx context.Context) error {
 	r.store.leaving.Store(true)
+	r.buffer.Leave()
+	r.sayGoodbye(ctx)
 	err := r.directory.Stop(ctx)
 	if errors.Is(err, route.ErrUnavailable) {
 		r.tel.Log.WarnContext(ctx, "router_not_removed", "err", err)
 		return nil
 	}
 	return err
+}
+
+// sayGoodbye tells all other routers that this one leaves, those that answer soon.
+func (r *Router) sayGoodbye(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, goodbyeBudget)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, to := range r.directory.Routers() {
+		if to.NodeRef == r.self.NodeRef {
+			continue
+		}
+		wg.Go(func() {
+			req := &routerv1.LeaveRequest{Router: &routerv1.RouterRef{NodeId: r.self.ID, Incarnation: r.self.Incarnation}}
+			if _, err := r.peer(to).Leave(ctx, connect.NewRequest(req)); err != nil {
+				r.tel.Log.WarnContext(ctx, "goodbye_not_heard", "router", to.ID, "err", err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // sweep drops expired buffer entries until stop is closed.

@@ -73,12 +73,18 @@ type Hooks interface {
 	OfflinePage(ctx context.Context, t *tenant.Tenant, req *hookv1.GetOfflineMessagesRequest) (*hookv1.GetOfflineMessagesResponse, error)
 }
 
-// Directory tells who is alive and who is a user's home.
+// Directory tells who is alive.
 type Directory interface {
 	Alive(route.NodeRef) bool
 	Gateway(route.NodeRef) (route.Node, bool)
 	Refs() []route.NodeRef
+}
+
+// Homes tells who is a user's home. This router is not when it leaves, unless there is
+// no other one.
+type Homes interface {
 	Home(route.UserKey) (home route.Router, self bool)
+	Leaving() bool
 }
 
 // Dispatcher is what an admission needs of it.
@@ -101,6 +107,7 @@ type Kept interface {
 type Options struct {
 	Self       route.Router
 	Directory  Directory
+	Homes      Homes
 	Routes     Routes
 	Tenant     func(name string) (*tenant.Tenant, bool)
 	Hooks      Hooks
@@ -145,6 +152,9 @@ func New(opts Options) *Admitter {
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	return a
 }
+
+// Admitting tells whether a session of the user is being opened or ended here.
+func (a *Admitter) Admitting(key route.UserKey) bool { return a.locks.taken(key) }
 
 // Close ends the pulls that are under way and waits for them. No other method
 // may be called any more.
@@ -248,7 +258,7 @@ func (a *Admitter) OpenSession(ctx context.Context, req *routerv1.OpenSessionReq
 
 // atHome has an authenticated connection admitted at its user's home.
 func (a *Admitter) atHome(ctx context.Context, o opening, config *hookv1.TenantRuntimeConfig) (*routerv1.AdmitResponse, error) {
-	home, self := a.opts.Directory.Home(o.key.UserKey)
+	home, self := a.opts.Homes.Home(o.key.UserKey)
 	if self {
 		return a.admit(ctx, o)
 	}
@@ -265,6 +275,10 @@ func (a *Admitter) atHome(ctx context.Context, o opening, config *hookv1.TenantR
 		}
 		req.TenantConfig = raw
 	}
+	return a.askHome(ctx, home, req)
+}
+
+func (a *Admitter) askHome(ctx context.Context, home route.Router, req *routerv1.AdmitRequest) (*routerv1.AdmitResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
 	res, err := a.opts.Peer(home).Admit(ctx, connect.NewRequest(req))
@@ -274,8 +288,16 @@ func (a *Admitter) atHome(ctx context.Context, o opening, config *hookv1.TenantR
 	return res.Msg, nil
 }
 
-// Admit serves another router's call at the user's home.
+// Admit serves another router's call at the user's home. A router that leaves is no
+// home, whatever the caller knows: what it keeps for the user is on its way to the next
+// one.
 func (a *Admitter) Admit(ctx context.Context, req *routerv1.AdmitRequest) (*routerv1.AdmitResponse, error) {
+	if a.opts.Homes.Leaving() && !req.PassedOn {
+		if home, self := a.opts.Homes.Home(route.UserKey{Tenant: req.TenantId, User: req.UserId}); !self {
+			req.PassedOn = true
+			return a.askHome(ctx, home, req)
+		}
+	}
 	o := opening{
 		loc:     route.Location{Node: ref(req.GetGateway()), Session: req.SessionId},
 		version: uint8(req.Version),

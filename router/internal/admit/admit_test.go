@@ -348,6 +348,26 @@ func TestWhatAuthSays(t *testing.T) {
 	}
 }
 
+// TestAHomeThatLeavesPassesOpeningsOn to the next home, which admits whatever it knows
+// itself; what has been passed on once is not passed on again.
+func TestAHomeThatLeavesPassesOpeningsOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.close()
+		next, other, home := c.nodes[0], c.nodes[1], c.nodes[2]
+		home.leaving.Store(true)
+		for i, asked := range []*node{other, home} {
+			if res := asked.opens(1, uint64(i+1), "ann", "phone"); res.RouterId != next.self.ID {
+				t.Errorf("%s was asked, and %v", asked.self.ID, res)
+			}
+		}
+		next.leaving.Store(true)
+		if res := other.opens(1, 3, "ann", "phone"); res.RouterId != next.self.ID {
+			t.Errorf("all leave: %v", res)
+		}
+	})
+}
+
 func TestTheHomeLearnsTheTenantsConfiguration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 2)

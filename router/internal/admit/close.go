@@ -181,7 +181,7 @@ func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispat
 	}
 	// Elsewhere the home may only have been out of reach, and whoever handed it
 	// back can say it again to the next one.
-	if _, self := a.opts.Directory.Home(key.UserKey); lost > 0 && keeps && !self {
+	if _, self := a.opts.Homes.Home(key.UserKey); lost > 0 && keeps && !self {
 		return fault.New(fault.Unavailable, "the user's home router keeps nothing now")
 	}
 	a.opts.Stats.Lost.Add(int64(lost))

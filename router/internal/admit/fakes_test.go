@@ -78,6 +78,7 @@ type node struct {
 	abandoned []route.Location    // guarded by mu
 	sent      []string            // guarded by mu: by SendTo
 	lastID    uint64              // guarded by mu
+	leaving   atomic.Bool
 }
 
 // faulty is the store as one router sees it.
@@ -158,7 +159,7 @@ func (c *cluster) router(id string) *node {
 	counted := NewCounted(n.store, n.stats, tel.Log)
 	counted.Ended = Ended(c)
 	n.Admitter = New(Options{
-		Self: n.self, Directory: n, Routes: counted, Tenant: n.tenants.Get, Hooks: c, Dispatcher: n,
+		Self: n.self, Directory: n, Homes: n, Routes: counted, Tenant: n.tenants.Get, Hooks: c, Dispatcher: n,
 		Kept: n.buffer, Stalled: func() bool { return c.stalled.Load() }, Recall: remembered, Buffer: n.buffer,
 		Peer:    func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
 		Gateway: func(to route.Node) gatewayv1connect.GatewayServiceClient { return gatewayWire{c: c, node: to.NodeRef} },
@@ -180,7 +181,7 @@ func (c *cluster) named(id string) *node {
 	return nil
 }
 
-// The directory: everybody's home is the last router.
+// The directory: everybody's home is the last router, or the first when that leaves.
 
 func (n *node) Alive(r route.NodeRef) bool {
 	n.c.mu.Lock()
@@ -191,8 +192,12 @@ func (n *node) Gateway(r route.NodeRef) (route.Node, bool) { return route.Node{N
 func (n *node) Refs() []route.NodeRef                      { return []route.NodeRef{g(1), g(2)} }
 func (n *node) Home(route.UserKey) (route.Router, bool) {
 	home := n.c.nodes[len(n.c.nodes)-1]
+	if n == home && n.leaving.Load() {
+		home = n.c.nodes[0]
+	}
 	return home.self, home == n
 }
+func (n *node) Leaving() bool { return n.leaving.Load() }
 
 // The dispatcher.
 

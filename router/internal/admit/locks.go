@@ -22,6 +22,13 @@ type userLock struct {
 	refs int           // guarded by locks.mu
 }
 
+// taken tells whether somebody holds the user's lock, or waits for it.
+func (l *locks) taken(key route.UserKey) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.users[key] != nil
+}
+
 // lock waits for the user's lock until ctx ends.
 func (l *locks) lock(ctx context.Context, key route.UserKey) (unlock func(), err error) {
 	l.mu.Lock()

@@ -51,6 +51,7 @@ type Directory struct {
 	seen      map[string]time.Time        // guarded by mu: when routers were in the store last
 	listed    map[route.NodeRef]time.Time // guarded by mu: the same of gateways
 	gone      map[route.NodeRef]struct{}  // guarded by mu: left the picture, by the store's word
+	left      map[string]uint64           // guarded by mu: incarnations of routers that have said so, which the store may still list
 	renewed   time.Time                   // guarded by mu: when the last renewal that succeeded began
 	strangers map[route.NodeRef]struct{}  // guarded by mu: looked up afresh and not found
 	unsaid    bool                        // guarded by mu: Alive saw a change that changed has not been called for
@@ -84,7 +85,7 @@ type view struct {
 func New(store Store, self route.Router, log *slog.Logger, changed func(), lapsed func(taken bool)) *Directory {
 	d := &Directory{
 		store: store, self: self, log: log, changed: changed, lapsed: lapsed, mu: make(mutex, 1), done: make(chan struct{}), strangers: map[route.NodeRef]struct{}{},
-		seen: map[string]time.Time{}, listed: map[route.NodeRef]time.Time{}, gone: map[route.NodeRef]struct{}{},
+		seen: map[string]time.Time{}, listed: map[route.NodeRef]time.Time{}, gone: map[route.NodeRef]struct{}{}, left: map[string]uint64{},
 	}
 	d.view.Store(&view{routers: []route.Router{self}, names: []string{self.ID}})
 	return d
@@ -234,13 +235,60 @@ func (d *Directory) draw(old *view, p picture, now time.Time) *view {
 	return v
 }
 
+// Left takes a router out of the picture that has said that it leaves. It waits
+// while the store is asked, for a second at most.
+func (d *Directory) Left(ref route.NodeRef) {
+	d.mu.Lock()
+	d.left[ref.ID] = max(d.left[ref.ID], ref.Incarnation)
+	old := d.view.Load()
+	v := *old
+	v.routers = d.staying(old.routers)
+	changed := len(v.routers) != len(old.routers)
+	if changed {
+		v.name(old)
+		d.view.Store(&v)
+	}
+	d.mu.Unlock()
+	if changed {
+		d.log.Info("router_left", "router", ref.ID)
+		d.changed()
+	}
+}
+
+// staying is routers without those that have said that they leave. d.mu is held.
+func (d *Directory) staying(routers []route.Router) []route.Router {
+	leaves := func(r route.Router) bool { at, ok := d.left[r.ID]; return ok && r.Incarnation <= at }
+	if !slices.ContainsFunc(routers, leaves) {
+		return routers
+	}
+	return slices.DeleteFunc(slices.Clone(routers), leaves)
+}
+
+// name ranks the view's routers.
+func (v *view) name(old *view) {
+	v.names = nil
+	for _, r := range v.routers {
+		v.names = append(v.names, r.ID)
+	}
+	if v.ring = old.ring; !slices.Equal(v.names, old.names) {
+		v.ring++
+	}
+}
+
 // drawRouters does the routers' part.
 func (d *Directory) drawRouters(v, old *view, p picture, now time.Time) {
-	v.routers = p.routers
+	v.routers = d.staying(p.routers)
 	known := map[string]bool{}
 	for _, r := range p.routers {
 		known[r.ID] = true
 		d.seen[r.ID] = now
+	}
+	if p.err == nil && !p.partial {
+		for id, at := range d.left { // who is not listed any more does not come back
+			if !slices.ContainsFunc(p.routers, func(r route.Router) bool { return r.ID == id && r.Incarnation <= at }) {
+				delete(d.left, id)
+			}
+		}
 	}
 	if p.err != nil || p.partial {
 		for _, r := range old.routers {
@@ -253,12 +301,7 @@ func (d *Directory) drawRouters(v, old *view, p picture, now time.Time) {
 		}
 		slices.SortFunc(v.routers, func(a, b route.Router) int { return cmp.Compare(a.ID, b.ID) })
 	}
-	for _, r := range v.routers {
-		v.names = append(v.names, r.ID)
-	}
-	if v.ring = old.ring; !slices.Equal(v.names, old.names) {
-		v.ring++
-	}
+	v.name(old)
 	for id := range d.seen {
 		if !slices.Contains(v.names, id) {
 			delete(d.seen, id)

@@ -315,6 +315,64 @@ func TestAStoreThatWasEmptiedKillsNobody(t *testing.T) {
 	})
 }
 
+// TestARouterSaysThatItLeaves: it is out of the picture at once, also of one that may
+// lack some, and while the store still lists it; its next incarnation is let in.
+func TestARouterSaysThatItLeaves(t *testing.T) {
+	for name, prepare := range map[string]func(*moody){
+		"store":         func(*moody) {},
+		"emptied store": func(s *moody) { s.partial.Store(true) },
+		"no store":      func(s *moody) { s.away.Store(true) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &moody{Store: memstore.New()}
+				changes := 0
+				d := New(s, router("r1"), slog.New(slog.DiscardHandler), func() { changes++ }, func(bool) {})
+				d.Start()
+				defer stop(t, d)
+				r2 := start(s.Store, "r2")
+				time.Sleep(refreshEvery) // fake time
+				synctest.Wait()
+				prepare(s)
+				before, ring := changes, d.Ring()
+				d.Left(router("r2").NodeRef)
+				gone := func() bool {
+					_, self := d.Home(route.UserKey{Tenant: "t", User: "ann"})
+					return len(d.Routers()) == 1 && self && d.Ring() > ring
+				}
+				if !gone() || changes != before+1 {
+					t.Errorf("%v, told %d times", d.Routers(), changes-before)
+				}
+				time.Sleep(refreshEvery) // fake time
+				synctest.Wait()
+				if !gone() {
+					t.Errorf("it is back: %v", d.Routers())
+				}
+				stop(t, r2)
+				s.partial.Store(false)
+				s.away.Store(false)
+				next := router("r2")
+				next.Incarnation++
+				again := New(s.Store, next, slog.New(slog.DiscardHandler), func() {}, func(bool) {})
+				again.Start()
+				defer stop(t, again)
+				time.Sleep(refreshEvery) // fake time
+				synctest.Wait()
+				if len(d.Routers()) != 2 {
+					t.Errorf("the next incarnation is not there: %v", d.Routers())
+				}
+				time.Sleep(refreshEvery) // fake time
+				synctest.Wait()
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				if len(d.left) != 0 {
+					t.Errorf("remembers %v", d.left)
+				}
+			})
+		})
+	}
+}
+
 func TestTheStoreMayKnowBetter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := memstore.New()

@@ -211,6 +211,10 @@ func (b *Buffer) movePass() (again bool) {
 		if d.home == nil {
 			return true
 		}
+		if b.opts.Admitting(key) {
+			again = true // its backlog has to be one piece
+			return true
+		}
 		if silent[d.home.NodeRef] {
 			again = true
 			return true
@@ -306,22 +310,33 @@ func (b *Buffer) deliverTo(key route.UserKey, records []route.Record) {
 	}
 }
 
-// HandOn brings everything this router holds to its users' new homes. It is called
-// when this router has left the directory, and before it stops to serve: others
-// may still ask for it. It ends when all is there, nobody else is, or ctx ends,
-// which is an error. From then on this router is nobody's home.
-func (b *Buffer) HandOn(ctx context.Context) error {
+// Leave makes this router nobody's home, and begins to move what it holds to those
+// that are left. It does not block.
+func (b *Buffer) Leave() {
 	if b.opts.Members == nil {
-		return nil
+		return
 	}
 	b.vmu.Lock()
 	b.left.Store(time.Now().UnixNano())
-	v := b.viewLocked()
+	b.viewLocked()
 	b.vmu.Unlock()
-	if len(v.routers) == 0 {
+	kick(b.moveKick)
+}
+
+// Leaving tells whether Leave has been called.
+func (b *Buffer) Leaving() bool { return b.left.Load() != 0 }
+
+// Home returns the user's home, and whether it is this router: it is not once this
+// one leaves, unless there is no other.
+func (b *Buffer) Home(key route.UserKey) (home route.Router, self bool) { return b.home(key) }
+
+// HandOn waits until everything that this router held is at its users' new homes. It
+// is called after Leave, and before this router stops to serve: others may still ask
+// for it. It ends when all is there, nobody else is, or ctx ends, which is an error.
+func (b *Buffer) HandOn(ctx context.Context) error {
+	if b.opts.Members == nil || len(b.view().routers) == 0 {
 		return nil
 	}
-	kick(b.moveKick)
 	for {
 		left := 0
 		b.opts.Local.Users(func(route.UserKey) bool { left++; return true })

@@ -82,6 +82,9 @@ type Options struct {
 	Lookup Lookup
 	// Client returns the client of another router.
 	Client func(route.Router) routerv1connect.PeerServiceClient
+	// Admitting tells whether a device of the user is being let in here: what is kept
+	// for him does not go elsewhere meanwhile. Nil: never.
+	Admitting func(route.UserKey) bool
 	// TTL is how long the tenant keeps messages; zero: not at all.
 	TTL func(tenant string) time.Duration
 	// Sents nil: other routers do not learn what was sent.
@@ -132,6 +135,9 @@ func NewBuffer(opts Options) *Buffer {
 		keepKick: make(chan struct{}, 1), moveKick: make(chan struct{}, 1), pushKick: make(chan struct{}, 1),
 	}
 	b.opts.Hooks = opts.Hooks.whole()
+	if b.opts.Admitting == nil {
+		b.opts.Admitting = func(route.UserKey) bool { return false }
+	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	if opts.Members != nil {
 		b.replicas = newReplicas(opts.Local.Limits().MaxBytes, b.opts.Hooks.CopiesRefused)

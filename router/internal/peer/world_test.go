@@ -205,6 +205,7 @@ func (w *world) shut(m *member) {
 	w.tell(0)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	m.Leave()
 	if err := m.HandOn(ctx); err != nil {
 		w.t.Errorf("%s: %v", m.self.ID, err)
 	}
@@ -282,6 +283,10 @@ func (w *world) connect(p *handset) {
 	p.busy.Lock()
 	defer p.busy.Unlock()
 	home := w.homeOf(p.key.UserKey)
+	if home.Leaving() { // it passes the opening on
+		next, _ := home.home(p.key.UserKey)
+		home = w.named(next.ID)
+	}
 	w.mu.Lock()
 	ok := p.state == away && !home.dead.Load()
 	if ok {

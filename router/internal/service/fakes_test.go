@@ -75,6 +75,8 @@ func (f *fakes) Routers() []route.Router {
 	return []route.Router{{NodeRef: route.NodeRef{ID: "r1", Incarnation: 3}, Endpoint: "http://r1", Version: "v"}}
 }
 
+func (f *fakes) Left(r route.NodeRef) { _ = f.Remove(context.Background(), r) }
+
 func (f *fakes) OpenSession(context.Context, *routerv1.OpenSessionRequest) (*routerv1.OpenSessionResponse, error) {
 	return nil, fault.Wrap(fault.Unavailable, "home away", errors.New("secret"))
 }

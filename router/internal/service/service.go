@@ -27,6 +27,7 @@ type Directory interface {
 	Gateway(route.NodeRef) (route.Node, bool)
 	Gateways() []route.Node
 	Routers() []route.Router
+	Left(route.NodeRef)
 }
 
 // Admitter opens and closes sessions.

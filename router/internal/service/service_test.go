@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -231,7 +232,7 @@ func TestAPeerThatBreaksOffLeavesNothing(t *testing.T) {
 }
 
 func TestUnaryCalls(t *testing.T) {
-	_, _, c, p := serve(t)
+	f, _, c, p := serve(t)
 	_, err := c.OpenSession(t.Context(), connect.NewRequest(&routerv1.OpenSessionRequest{Gateway: gw}))
 	if e := (*fault.Error)(nil); !errors.As(err, &e) || e.Kind != fault.Unavailable || e.Detail != "home away" {
 		t.Errorf("%v", err)
@@ -241,6 +242,9 @@ func TestUnaryCalls(t *testing.T) {
 	}
 	if res, err := p.Buffer(t.Context(), connect.NewRequest(&routerv1.BufferRequest{Entries: []*routerv1.BufferEntry{{}, {}}})); err != nil || len(res.Msg.Results) != 2 {
 		t.Errorf("%v, %v", res, err)
+	}
+	if _, err := p.Leave(t.Context(), connect.NewRequest(&routerv1.LeaveRequest{Router: &routerv1.RouterRef{NodeId: "r2", Incarnation: 7}})); err != nil || !slices.Equal(f.removed, []route.NodeRef{{ID: "r2", Incarnation: 7}}) {
+		t.Errorf("left %v, %v", f.removed, err)
 	}
 	req := connect.NewRequest(&routerv1.CloseSessionsRequest{Gateway: gw, Sessions: []*routerv1.ClosedSession{{}}})
 	if _, err := c.CloseSessions(t.Context(), req); err != nil {
@@ -255,6 +259,7 @@ func TestUnaryCalls(t *testing.T) {
 			_, err := c.CloseSessions(t.Context(), connect.NewRequest(&routerv1.CloseSessionsRequest{}))
 			return err
 		},
+		"leave": func() error { _, err := p.Leave(t.Context(), connect.NewRequest(&routerv1.LeaveRequest{})); return err },
 		"admit": func() error { _, err := p.Admit(t.Context(), connect.NewRequest(&routerv1.AdmitRequest{})); return err },
 	} {
 		if err := call(); fault.KindOf(err) != fault.Invalid {

@@ -133,7 +133,7 @@ func (x BufferResponse_Result) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BufferResponse_Result.Descriptor instead.
 func (BufferResponse_Result) EnumDescriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{38, 0}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{40, 0}
 }
 
 type RouterInfo struct {
@@ -2409,8 +2409,11 @@ type AdmitRequest struct {
 	// The session that is to go on, as the asked router reads it from the token.
 	Resume *ResumedSession `protobuf:"bytes,9,opt,name=resume,proto3" json:"resume,omitempty"`
 	// The token, when the asked router does not have its key: the home may.
-	ResumeToken   string `protobuf:"bytes,10,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
-	LastSeq       uint64 `protobuf:"varint,11,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
+	ResumeToken string `protobuf:"bytes,10,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	LastSeq     uint64 `protobuf:"varint,11,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
+	// The asked router has passed it on, because it leaves: it is admitted there,
+	// whoever is the home.
+	PassedOn      bool `protobuf:"varint,12,opt,name=passed_on,json=passedOn,proto3" json:"passed_on,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2522,6 +2525,93 @@ func (x *AdmitRequest) GetLastSeq() uint64 {
 	return 0
 }
 
+func (x *AdmitRequest) GetPassedOn() bool {
+	if x != nil {
+		return x.PassedOn
+	}
+	return false
+}
+
+type LeaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Router        *RouterRef             `protobuf:"bytes,1,opt,name=router,proto3" json:"router,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveRequest) Reset() {
+	*x = LeaveRequest{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveRequest) ProtoMessage() {}
+
+func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
+func (*LeaveRequest) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *LeaveRequest) GetRouter() *RouterRef {
+	if x != nil {
+		return x.Router
+	}
+	return nil
+}
+
+type LeaveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveResponse) Reset() {
+	*x = LeaveResponse{}
+	mi := &file_mics_router_v1_router_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveResponse) ProtoMessage() {}
+
+func (x *LeaveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mics_router_v1_router_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveResponse.ProtoReflect.Descriptor instead.
+func (*LeaveResponse) Descriptor() ([]byte, []int) {
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{35}
+}
+
 // ResumedSession is what a valid resume token says.
 type ResumedSession struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -2536,7 +2626,7 @@ type ResumedSession struct {
 
 func (x *ResumedSession) Reset() {
 	*x = ResumedSession{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[34]
+	mi := &file_mics_router_v1_router_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2548,7 +2638,7 @@ func (x *ResumedSession) String() string {
 func (*ResumedSession) ProtoMessage() {}
 
 func (x *ResumedSession) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[34]
+	mi := &file_mics_router_v1_router_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2561,7 +2651,7 @@ func (x *ResumedSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumedSession.ProtoReflect.Descriptor instead.
 func (*ResumedSession) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{34}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ResumedSession) GetGateway() *v1.GatewayRef {
@@ -2615,7 +2705,7 @@ type AdmitResponse struct {
 
 func (x *AdmitResponse) Reset() {
 	*x = AdmitResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[35]
+	mi := &file_mics_router_v1_router_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2717,7 @@ func (x *AdmitResponse) String() string {
 func (*AdmitResponse) ProtoMessage() {}
 
 func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[35]
+	mi := &file_mics_router_v1_router_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2730,7 @@ func (x *AdmitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmitResponse.ProtoReflect.Descriptor instead.
 func (*AdmitResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{35}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *AdmitResponse) GetRefusal() *SessionRefusal {
@@ -2753,7 +2843,7 @@ type BufferRequest struct {
 
 func (x *BufferRequest) Reset() {
 	*x = BufferRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[36]
+	mi := &file_mics_router_v1_router_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2765,7 +2855,7 @@ func (x *BufferRequest) String() string {
 func (*BufferRequest) ProtoMessage() {}
 
 func (x *BufferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[36]
+	mi := &file_mics_router_v1_router_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2778,7 +2868,7 @@ func (x *BufferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferRequest.ProtoReflect.Descriptor instead.
 func (*BufferRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{36}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *BufferRequest) GetEntries() []*BufferEntry {
@@ -2820,7 +2910,7 @@ type BufferEntry struct {
 
 func (x *BufferEntry) Reset() {
 	*x = BufferEntry{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[37]
+	mi := &file_mics_router_v1_router_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +2922,7 @@ func (x *BufferEntry) String() string {
 func (*BufferEntry) ProtoMessage() {}
 
 func (x *BufferEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[37]
+	mi := &file_mics_router_v1_router_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,7 +2935,7 @@ func (x *BufferEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferEntry.ProtoReflect.Descriptor instead.
 func (*BufferEntry) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{37}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *BufferEntry) GetTenantId() string {
@@ -2928,7 +3018,7 @@ type BufferResponse struct {
 
 func (x *BufferResponse) Reset() {
 	*x = BufferResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[38]
+	mi := &file_mics_router_v1_router_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2940,7 +3030,7 @@ func (x *BufferResponse) String() string {
 func (*BufferResponse) ProtoMessage() {}
 
 func (x *BufferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[38]
+	mi := &file_mics_router_v1_router_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +3043,7 @@ func (x *BufferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BufferResponse.ProtoReflect.Descriptor instead.
 func (*BufferResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{38}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *BufferResponse) GetResults() []BufferResponse_Result {
@@ -2977,7 +3067,7 @@ type HeldEntry struct {
 
 func (x *HeldEntry) Reset() {
 	*x = HeldEntry{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[39]
+	mi := &file_mics_router_v1_router_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3079,7 @@ func (x *HeldEntry) String() string {
 func (*HeldEntry) ProtoMessage() {}
 
 func (x *HeldEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[39]
+	mi := &file_mics_router_v1_router_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +3092,7 @@ func (x *HeldEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldEntry.ProtoReflect.Descriptor instead.
 func (*HeldEntry) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{39}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *HeldEntry) GetId() uint64 {
@@ -3042,7 +3132,7 @@ type TakeRequest struct {
 
 func (x *TakeRequest) Reset() {
 	*x = TakeRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[40]
+	mi := &file_mics_router_v1_router_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3054,7 +3144,7 @@ func (x *TakeRequest) String() string {
 func (*TakeRequest) ProtoMessage() {}
 
 func (x *TakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[40]
+	mi := &file_mics_router_v1_router_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3067,7 +3157,7 @@ func (x *TakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeRequest.ProtoReflect.Descriptor instead.
 func (*TakeRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{40}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TakeRequest) GetTenantId() string {
@@ -3120,7 +3210,7 @@ type TakeResponse struct {
 
 func (x *TakeResponse) Reset() {
 	*x = TakeResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[41]
+	mi := &file_mics_router_v1_router_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3132,7 +3222,7 @@ func (x *TakeResponse) String() string {
 func (*TakeResponse) ProtoMessage() {}
 
 func (x *TakeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[41]
+	mi := &file_mics_router_v1_router_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3145,7 +3235,7 @@ func (x *TakeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeResponse.ProtoReflect.Descriptor instead.
 func (*TakeResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{41}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TakeResponse) GetEntries() []*HeldEntry {
@@ -3187,7 +3277,7 @@ type SyncRequest struct {
 
 func (x *SyncRequest) Reset() {
 	*x = SyncRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[42]
+	mi := &file_mics_router_v1_router_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3289,7 @@ func (x *SyncRequest) String() string {
 func (*SyncRequest) ProtoMessage() {}
 
 func (x *SyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[42]
+	mi := &file_mics_router_v1_router_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3302,7 @@ func (x *SyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncRequest.ProtoReflect.Descriptor instead.
 func (*SyncRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{42}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SyncRequest) GetFrom() *RouterRef {
@@ -3278,7 +3368,7 @@ type SyncTook struct {
 
 func (x *SyncTook) Reset() {
 	*x = SyncTook{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[43]
+	mi := &file_mics_router_v1_router_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3380,7 @@ func (x *SyncTook) String() string {
 func (*SyncTook) ProtoMessage() {}
 
 func (x *SyncTook) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[43]
+	mi := &file_mics_router_v1_router_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +3393,7 @@ func (x *SyncTook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncTook.ProtoReflect.Descriptor instead.
 func (*SyncTook) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{43}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SyncTook) GetTenantId() string {
@@ -3356,7 +3446,7 @@ type SyncUser struct {
 
 func (x *SyncUser) Reset() {
 	*x = SyncUser{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[44]
+	mi := &file_mics_router_v1_router_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3368,7 +3458,7 @@ func (x *SyncUser) String() string {
 func (*SyncUser) ProtoMessage() {}
 
 func (x *SyncUser) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[44]
+	mi := &file_mics_router_v1_router_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3381,7 +3471,7 @@ func (x *SyncUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncUser.ProtoReflect.Descriptor instead.
 func (*SyncUser) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{44}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SyncUser) GetTenantId() string {
@@ -3425,7 +3515,7 @@ type SyncSent struct {
 
 func (x *SyncSent) Reset() {
 	*x = SyncSent{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[45]
+	mi := &file_mics_router_v1_router_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +3527,7 @@ func (x *SyncSent) String() string {
 func (*SyncSent) ProtoMessage() {}
 
 func (x *SyncSent) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[45]
+	mi := &file_mics_router_v1_router_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +3540,7 @@ func (x *SyncSent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncSent.ProtoReflect.Descriptor instead.
 func (*SyncSent) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{45}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SyncSent) GetKey() []byte {
@@ -3488,7 +3578,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[46]
+	mi := &file_mics_router_v1_router_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3500,7 +3590,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[46]
+	mi := &file_mics_router_v1_router_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3513,7 +3603,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{46}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SyncResponse) GetInStep() bool {
@@ -3556,7 +3646,7 @@ type RecordsRequest struct {
 
 func (x *RecordsRequest) Reset() {
 	*x = RecordsRequest{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[47]
+	mi := &file_mics_router_v1_router_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3568,7 +3658,7 @@ func (x *RecordsRequest) String() string {
 func (*RecordsRequest) ProtoMessage() {}
 
 func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[47]
+	mi := &file_mics_router_v1_router_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3581,7 +3671,7 @@ func (x *RecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsRequest.ProtoReflect.Descriptor instead.
 func (*RecordsRequest) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{47}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RecordsRequest) GetFrom() *RouterInfo {
@@ -3639,7 +3729,7 @@ type UserRecords struct {
 
 func (x *UserRecords) Reset() {
 	*x = UserRecords{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[48]
+	mi := &file_mics_router_v1_router_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3651,7 +3741,7 @@ func (x *UserRecords) String() string {
 func (*UserRecords) ProtoMessage() {}
 
 func (x *UserRecords) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[48]
+	mi := &file_mics_router_v1_router_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3664,7 +3754,7 @@ func (x *UserRecords) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserRecords.ProtoReflect.Descriptor instead.
 func (*UserRecords) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{48}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *UserRecords) GetTenantId() string {
@@ -3706,7 +3796,7 @@ type DeviceRecord struct {
 
 func (x *DeviceRecord) Reset() {
 	*x = DeviceRecord{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[49]
+	mi := &file_mics_router_v1_router_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3718,7 +3808,7 @@ func (x *DeviceRecord) String() string {
 func (*DeviceRecord) ProtoMessage() {}
 
 func (x *DeviceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[49]
+	mi := &file_mics_router_v1_router_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3731,7 +3821,7 @@ func (x *DeviceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceRecord.ProtoReflect.Descriptor instead.
 func (*DeviceRecord) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{49}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DeviceRecord) GetDeviceId() string {
@@ -3765,7 +3855,7 @@ type RecordsResponse struct {
 
 func (x *RecordsResponse) Reset() {
 	*x = RecordsResponse{}
-	mi := &file_mics_router_v1_router_proto_msgTypes[50]
+	mi := &file_mics_router_v1_router_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3777,7 +3867,7 @@ func (x *RecordsResponse) String() string {
 func (*RecordsResponse) ProtoMessage() {}
 
 func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mics_router_v1_router_proto_msgTypes[50]
+	mi := &file_mics_router_v1_router_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3790,7 +3880,7 @@ func (x *RecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordsResponse.ProtoReflect.Descriptor instead.
 func (*RecordsResponse) Descriptor() ([]byte, []int) {
-	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{50}
+	return file_mics_router_v1_router_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RecordsResponse) GetUsers() []*UserRecords {
@@ -4007,7 +4097,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x04done\x18\x06 \x01(\bR\x04done\"F\n" +
 	"\tRouterRef\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12 \n" +
-	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\x98\x03\n" +
+	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\"\xb5\x03\n" +
 	"\fAdmitRequest\x125\n" +
 	"\agateway\x18\x01 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\agateway\x12\x1d\n" +
 	"\n" +
@@ -4021,7 +4111,11 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x06resume\x18\t \x01(\v2\x1e.mics.router.v1.ResumedSessionR\x06resume\x12&\n" +
 	"\fresume_token\x18\n" +
 	" \x01(\tB\x03\x80\x01\x01R\vresumeToken\x12\x19\n" +
-	"\blast_seq\x18\v \x01(\x04R\alastSeq\"\x9a\x01\n" +
+	"\blast_seq\x18\v \x01(\x04R\alastSeq\x12\x1b\n" +
+	"\tpassed_on\x18\f \x01(\bR\bpassedOn\"A\n" +
+	"\fLeaveRequest\x121\n" +
+	"\x06router\x18\x01 \x01(\v2\x19.mics.router.v1.RouterRefR\x06router\"\x0f\n" +
+	"\rLeaveResponse\"\x9a\x01\n" +
 	"\x0eResumedSession\x125\n" +
 	"\agateway\x18\x01 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\agateway\x12\x1d\n" +
 	"\n" +
@@ -4146,13 +4240,14 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\aSignals\x12\x1e.mics.router.v1.SignalsRequest\x1a\x1f.mics.router.v1.SignalsResponse\x12L\n" +
 	"\aListDLQ\x12\x1e.mics.router.v1.ListDLQRequest\x1a\x1f.mics.router.v1.ListDLQResponse0\x01\x12U\n" +
 	"\n" +
-	"RedriveDLQ\x12!.mics.router.v1.RedriveDLQRequest\x1a\".mics.router.v1.RedriveDLQResponse0\x012\xee\x02\n" +
+	"RedriveDLQ\x12!.mics.router.v1.RedriveDLQRequest\x1a\".mics.router.v1.RedriveDLQResponse0\x012\xb4\x03\n" +
 	"\vPeerService\x12D\n" +
 	"\x05Admit\x12\x1c.mics.router.v1.AdmitRequest\x1a\x1d.mics.router.v1.AdmitResponse\x12G\n" +
 	"\x06Buffer\x12\x1d.mics.router.v1.BufferRequest\x1a\x1e.mics.router.v1.BufferResponse\x12A\n" +
 	"\x04Take\x12\x1b.mics.router.v1.TakeRequest\x1a\x1c.mics.router.v1.TakeResponse\x12A\n" +
 	"\x04Sync\x12\x1b.mics.router.v1.SyncRequest\x1a\x1c.mics.router.v1.SyncResponse\x12J\n" +
-	"\aRecords\x12\x1e.mics.router.v1.RecordsRequest\x1a\x1f.mics.router.v1.RecordsResponseB7Z5github.com/mics-im/mics/proto/mics/router/v1;routerv1b\x06proto3"
+	"\aRecords\x12\x1e.mics.router.v1.RecordsRequest\x1a\x1f.mics.router.v1.RecordsResponse\x12D\n" +
+	"\x05Leave\x12\x1c.mics.router.v1.LeaveRequest\x1a\x1d.mics.router.v1.LeaveResponseB7Z5github.com/mics-im/mics/proto/mics/router/v1;routerv1b\x06proto3"
 
 var (
 	file_mics_router_v1_router_proto_rawDescOnce sync.Once
@@ -4167,7 +4262,7 @@ func file_mics_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_mics_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_mics_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_mics_router_v1_router_proto_goTypes = []any{
 	(ClosedSession_Stage)(0),         // 0: mics.router.v1.ClosedSession.Stage
 	(BufferResponse_Result)(0),       // 1: mics.router.v1.BufferResponse.Result
@@ -4205,116 +4300,121 @@ var file_mics_router_v1_router_proto_goTypes = []any{
 	(*RedriveProgress)(nil),          // 33: mics.router.v1.RedriveProgress
 	(*RouterRef)(nil),                // 34: mics.router.v1.RouterRef
 	(*AdmitRequest)(nil),             // 35: mics.router.v1.AdmitRequest
-	(*ResumedSession)(nil),           // 36: mics.router.v1.ResumedSession
-	(*AdmitResponse)(nil),            // 37: mics.router.v1.AdmitResponse
-	(*BufferRequest)(nil),            // 38: mics.router.v1.BufferRequest
-	(*BufferEntry)(nil),              // 39: mics.router.v1.BufferEntry
-	(*BufferResponse)(nil),           // 40: mics.router.v1.BufferResponse
-	(*HeldEntry)(nil),                // 41: mics.router.v1.HeldEntry
-	(*TakeRequest)(nil),              // 42: mics.router.v1.TakeRequest
-	(*TakeResponse)(nil),             // 43: mics.router.v1.TakeResponse
-	(*SyncRequest)(nil),              // 44: mics.router.v1.SyncRequest
-	(*SyncTook)(nil),                 // 45: mics.router.v1.SyncTook
-	(*SyncUser)(nil),                 // 46: mics.router.v1.SyncUser
-	(*SyncSent)(nil),                 // 47: mics.router.v1.SyncSent
-	(*SyncResponse)(nil),             // 48: mics.router.v1.SyncResponse
-	(*RecordsRequest)(nil),           // 49: mics.router.v1.RecordsRequest
-	(*UserRecords)(nil),              // 50: mics.router.v1.UserRecords
-	(*DeviceRecord)(nil),             // 51: mics.router.v1.DeviceRecord
-	(*RecordsResponse)(nil),          // 52: mics.router.v1.RecordsResponse
-	(*v1.GatewayInfo)(nil),           // 53: mics.gateway.v1.GatewayInfo
-	(*v1.GatewayRef)(nil),            // 54: mics.gateway.v1.GatewayRef
-	(*v1.Undelivered)(nil),           // 55: mics.gateway.v1.Undelivered
-	(*v1.Histogram)(nil),             // 56: mics.gateway.v1.Histogram
-	(*v11.MqEvent)(nil),              // 57: mics.hook.v1.MqEvent
-	(*v1.UserRef)(nil),               // 58: mics.gateway.v1.UserRef
+	(*LeaveRequest)(nil),             // 36: mics.router.v1.LeaveRequest
+	(*LeaveResponse)(nil),            // 37: mics.router.v1.LeaveResponse
+	(*ResumedSession)(nil),           // 38: mics.router.v1.ResumedSession
+	(*AdmitResponse)(nil),            // 39: mics.router.v1.AdmitResponse
+	(*BufferRequest)(nil),            // 40: mics.router.v1.BufferRequest
+	(*BufferEntry)(nil),              // 41: mics.router.v1.BufferEntry
+	(*BufferResponse)(nil),           // 42: mics.router.v1.BufferResponse
+	(*HeldEntry)(nil),                // 43: mics.router.v1.HeldEntry
+	(*TakeRequest)(nil),              // 44: mics.router.v1.TakeRequest
+	(*TakeResponse)(nil),             // 45: mics.router.v1.TakeResponse
+	(*SyncRequest)(nil),              // 46: mics.router.v1.SyncRequest
+	(*SyncTook)(nil),                 // 47: mics.router.v1.SyncTook
+	(*SyncUser)(nil),                 // 48: mics.router.v1.SyncUser
+	(*SyncSent)(nil),                 // 49: mics.router.v1.SyncSent
+	(*SyncResponse)(nil),             // 50: mics.router.v1.SyncResponse
+	(*RecordsRequest)(nil),           // 51: mics.router.v1.RecordsRequest
+	(*UserRecords)(nil),              // 52: mics.router.v1.UserRecords
+	(*DeviceRecord)(nil),             // 53: mics.router.v1.DeviceRecord
+	(*RecordsResponse)(nil),          // 54: mics.router.v1.RecordsResponse
+	(*v1.GatewayInfo)(nil),           // 55: mics.gateway.v1.GatewayInfo
+	(*v1.GatewayRef)(nil),            // 56: mics.gateway.v1.GatewayRef
+	(*v1.Undelivered)(nil),           // 57: mics.gateway.v1.Undelivered
+	(*v1.Histogram)(nil),             // 58: mics.gateway.v1.Histogram
+	(*v11.MqEvent)(nil),              // 59: mics.hook.v1.MqEvent
+	(*v1.UserRef)(nil),               // 60: mics.gateway.v1.UserRef
 }
 var file_mics_router_v1_router_proto_depIdxs = []int32{
-	53, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
+	55, // 0: mics.router.v1.RegisterRequest.gateway:type_name -> mics.gateway.v1.GatewayInfo
 	2,  // 1: mics.router.v1.RegisterResponse.routers:type_name -> mics.router.v1.RouterInfo
-	54, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	56, // 2: mics.router.v1.OpenSessionRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	7,  // 3: mics.router.v1.OpenSessionResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	55, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	54, // 5: mics.router.v1.OpenSessionResponse.origin:type_name -> mics.gateway.v1.GatewayRef
-	54, // 6: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	57, // 4: mics.router.v1.OpenSessionResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	56, // 5: mics.router.v1.OpenSessionResponse.origin:type_name -> mics.gateway.v1.GatewayRef
+	56, // 6: mics.router.v1.CloseSessionsRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	9,  // 7: mics.router.v1.CloseSessionsRequest.sessions:type_name -> mics.router.v1.ClosedSession
 	0,  // 8: mics.router.v1.ClosedSession.stage:type_name -> mics.router.v1.ClosedSession.Stage
-	55, // 9: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
-	54, // 10: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	57, // 9: mics.router.v1.ClosedSession.undelivered:type_name -> mics.gateway.v1.Undelivered
+	56, // 10: mics.router.v1.PublishRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	12, // 11: mics.router.v1.PublishRequest.messages:type_name -> mics.router.v1.Inbound
 	14, // 12: mics.router.v1.PublishResponse.outcomes:type_name -> mics.router.v1.Outcome
-	54, // 13: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	56, // 13: mics.router.v1.HoldRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	16, // 14: mics.router.v1.HoldRequest.sessions:type_name -> mics.router.v1.HoldSession
-	55, // 15: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
+	57, // 15: mics.router.v1.HoldSession.messages:type_name -> mics.gateway.v1.Undelivered
 	18, // 16: mics.router.v1.HoldResponse.sessions:type_name -> mics.router.v1.HeldIDs
-	54, // 17: mics.router.v1.PrepareMigrationRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	56, // 17: mics.router.v1.PrepareMigrationRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
 	20, // 18: mics.router.v1.PrepareMigrationRequest.sessions:type_name -> mics.router.v1.MigratingSession
-	53, // 19: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
+	55, // 19: mics.router.v1.DirectoryResponse.gateways:type_name -> mics.gateway.v1.GatewayInfo
 	2,  // 20: mics.router.v1.DirectoryResponse.routers:type_name -> mics.router.v1.RouterInfo
 	2,  // 21: mics.router.v1.DirectoryResponse.answered_by:type_name -> mics.router.v1.RouterInfo
 	2,  // 22: mics.router.v1.SignalsResponse.router:type_name -> mics.router.v1.RouterInfo
 	26, // 23: mics.router.v1.SignalsResponse.gateways:type_name -> mics.router.v1.GatewaySignals
-	56, // 24: mics.router.v1.GatewaySignals.auth_ms:type_name -> mics.gateway.v1.Histogram
+	58, // 24: mics.router.v1.GatewaySignals.auth_ms:type_name -> mics.gateway.v1.Histogram
 	28, // 25: mics.router.v1.ListDLQRequest.only:type_name -> mics.router.v1.DeadLetterRef
 	30, // 26: mics.router.v1.ListDLQResponse.letters:type_name -> mics.router.v1.DeadLetter
-	57, // 27: mics.router.v1.DeadLetter.event:type_name -> mics.hook.v1.MqEvent
+	59, // 27: mics.router.v1.DeadLetter.event:type_name -> mics.hook.v1.MqEvent
 	33, // 28: mics.router.v1.RedriveDLQResponse.progress:type_name -> mics.router.v1.RedriveProgress
-	54, // 29: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
-	36, // 30: mics.router.v1.AdmitRequest.resume:type_name -> mics.router.v1.ResumedSession
-	54, // 31: mics.router.v1.ResumedSession.gateway:type_name -> mics.gateway.v1.GatewayRef
-	7,  // 32: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
-	55, // 33: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
-	54, // 34: mics.router.v1.AdmitResponse.origin:type_name -> mics.gateway.v1.GatewayRef
-	39, // 35: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
-	1,  // 36: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
-	39, // 37: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
-	34, // 38: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
-	41, // 39: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
-	34, // 40: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
-	46, // 41: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
-	47, // 42: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
-	45, // 43: mics.router.v1.SyncRequest.took:type_name -> mics.router.v1.SyncTook
-	41, // 44: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
-	2,  // 45: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
-	58, // 46: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
-	50, // 47: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
-	51, // 48: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
-	50, // 49: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
-	3,  // 50: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
-	5,  // 51: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
-	8,  // 52: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
-	11, // 53: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
-	15, // 54: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
-	19, // 55: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
-	22, // 56: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
-	24, // 57: mics.router.v1.RouterService.Signals:input_type -> mics.router.v1.SignalsRequest
-	27, // 58: mics.router.v1.RouterService.ListDLQ:input_type -> mics.router.v1.ListDLQRequest
-	31, // 59: mics.router.v1.RouterService.RedriveDLQ:input_type -> mics.router.v1.RedriveDLQRequest
-	35, // 60: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
-	38, // 61: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
-	42, // 62: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
-	44, // 63: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
-	49, // 64: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
-	4,  // 65: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
-	6,  // 66: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
-	10, // 67: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
-	13, // 68: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
-	17, // 69: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
-	21, // 70: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
-	23, // 71: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
-	25, // 72: mics.router.v1.RouterService.Signals:output_type -> mics.router.v1.SignalsResponse
-	29, // 73: mics.router.v1.RouterService.ListDLQ:output_type -> mics.router.v1.ListDLQResponse
-	32, // 74: mics.router.v1.RouterService.RedriveDLQ:output_type -> mics.router.v1.RedriveDLQResponse
-	37, // 75: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
-	40, // 76: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
-	43, // 77: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
-	48, // 78: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
-	52, // 79: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
-	65, // [65:80] is the sub-list for method output_type
-	50, // [50:65] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	56, // 29: mics.router.v1.AdmitRequest.gateway:type_name -> mics.gateway.v1.GatewayRef
+	38, // 30: mics.router.v1.AdmitRequest.resume:type_name -> mics.router.v1.ResumedSession
+	34, // 31: mics.router.v1.LeaveRequest.router:type_name -> mics.router.v1.RouterRef
+	56, // 32: mics.router.v1.ResumedSession.gateway:type_name -> mics.gateway.v1.GatewayRef
+	7,  // 33: mics.router.v1.AdmitResponse.refusal:type_name -> mics.router.v1.SessionRefusal
+	57, // 34: mics.router.v1.AdmitResponse.backlog:type_name -> mics.gateway.v1.Undelivered
+	56, // 35: mics.router.v1.AdmitResponse.origin:type_name -> mics.gateway.v1.GatewayRef
+	41, // 36: mics.router.v1.BufferRequest.entries:type_name -> mics.router.v1.BufferEntry
+	1,  // 37: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
+	41, // 38: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
+	34, // 39: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
+	43, // 40: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
+	34, // 41: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
+	48, // 42: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
+	49, // 43: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
+	47, // 44: mics.router.v1.SyncRequest.took:type_name -> mics.router.v1.SyncTook
+	43, // 45: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
+	2,  // 46: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
+	60, // 47: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
+	52, // 48: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
+	53, // 49: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
+	52, // 50: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
+	3,  // 51: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
+	5,  // 52: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
+	8,  // 53: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
+	11, // 54: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
+	15, // 55: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
+	19, // 56: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
+	22, // 57: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
+	24, // 58: mics.router.v1.RouterService.Signals:input_type -> mics.router.v1.SignalsRequest
+	27, // 59: mics.router.v1.RouterService.ListDLQ:input_type -> mics.router.v1.ListDLQRequest
+	31, // 60: mics.router.v1.RouterService.RedriveDLQ:input_type -> mics.router.v1.RedriveDLQRequest
+	35, // 61: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
+	40, // 62: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
+	44, // 63: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
+	46, // 64: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
+	51, // 65: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
+	36, // 66: mics.router.v1.PeerService.Leave:input_type -> mics.router.v1.LeaveRequest
+	4,  // 67: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
+	6,  // 68: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
+	10, // 69: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
+	13, // 70: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
+	17, // 71: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
+	21, // 72: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
+	23, // 73: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
+	25, // 74: mics.router.v1.RouterService.Signals:output_type -> mics.router.v1.SignalsResponse
+	29, // 75: mics.router.v1.RouterService.ListDLQ:output_type -> mics.router.v1.ListDLQResponse
+	32, // 76: mics.router.v1.RouterService.RedriveDLQ:output_type -> mics.router.v1.RedriveDLQResponse
+	39, // 77: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
+	42, // 78: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
+	45, // 79: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
+	50, // 80: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
+	54, // 81: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
+	37, // 82: mics.router.v1.PeerService.Leave:output_type -> mics.router.v1.LeaveResponse
+	67, // [67:83] is the sub-list for method output_type
+	51, // [51:67] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_mics_router_v1_router_proto_init() }
@@ -4328,7 +4428,7 @@ func file_mics_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mics_router_v1_router_proto_rawDesc), len(file_mics_router_v1_router_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   51,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

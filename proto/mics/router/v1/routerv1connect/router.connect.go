@@ -72,6 +72,8 @@ const (
 	PeerServiceSyncProcedure = "/mics.router.v1.PeerService/Sync"
 	// PeerServiceRecordsProcedure is the fully-qualified name of the PeerService's Records RPC.
 	PeerServiceRecordsProcedure = "/mics.router.v1.PeerService/Records"
+	// PeerServiceLeaveProcedure is the fully-qualified name of the PeerService's Leave RPC.
+	PeerServiceLeaveProcedure = "/mics.router.v1.PeerService/Leave"
 )
 
 // RouterServiceClient is a client for the mics.router.v1.RouterService service.
@@ -438,6 +440,10 @@ type PeerServiceClient interface {
 	// Records asks a router what it knows of users' routes while the caller's route
 	// store is away or not whole, and tells it what the caller could not store.
 	Records(context.Context, *connect.Request[v1.RecordsRequest]) (*connect.Response[v1.RecordsResponse], error)
+	// Leave tells that the caller is nobody's home from now on. Others would know it
+	// from the route store, but not before its lease is over when that is away, or was
+	// emptied lately.
+	Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error)
 }
 
 // NewPeerServiceClient constructs a client for the mics.router.v1.PeerService service. By default,
@@ -481,6 +487,12 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(peerServiceMethods.ByName("Records")),
 			connect.WithClientOptions(opts...),
 		),
+		leave: connect.NewClient[v1.LeaveRequest, v1.LeaveResponse](
+			httpClient,
+			baseURL+PeerServiceLeaveProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("Leave")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -491,6 +503,7 @@ type peerServiceClient struct {
 	take    *connect.Client[v1.TakeRequest, v1.TakeResponse]
 	sync    *connect.Client[v1.SyncRequest, v1.SyncResponse]
 	records *connect.Client[v1.RecordsRequest, v1.RecordsResponse]
+	leave   *connect.Client[v1.LeaveRequest, v1.LeaveResponse]
 }
 
 // Admit calls mics.router.v1.PeerService.Admit.
@@ -518,6 +531,11 @@ func (c *peerServiceClient) Records(ctx context.Context, req *connect.Request[v1
 	return c.records.CallUnary(ctx, req)
 }
 
+// Leave calls mics.router.v1.PeerService.Leave.
+func (c *peerServiceClient) Leave(ctx context.Context, req *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error) {
+	return c.leave.CallUnary(ctx, req)
+}
+
 // PeerServiceHandler is an implementation of the mics.router.v1.PeerService service.
 type PeerServiceHandler interface {
 	// Admit admits an authenticated connection at its user's home.
@@ -534,6 +552,10 @@ type PeerServiceHandler interface {
 	// Records asks a router what it knows of users' routes while the caller's route
 	// store is away or not whole, and tells it what the caller could not store.
 	Records(context.Context, *connect.Request[v1.RecordsRequest]) (*connect.Response[v1.RecordsResponse], error)
+	// Leave tells that the caller is nobody's home from now on. Others would know it
+	// from the route store, but not before its lease is over when that is away, or was
+	// emptied lately.
+	Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error)
 }
 
 // NewPeerServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -573,6 +595,12 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(peerServiceMethods.ByName("Records")),
 		connect.WithHandlerOptions(opts...),
 	)
+	peerServiceLeaveHandler := connect.NewUnaryHandler(
+		PeerServiceLeaveProcedure,
+		svc.Leave,
+		connect.WithSchema(peerServiceMethods.ByName("Leave")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/mics.router.v1.PeerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case PeerServiceAdmitProcedure:
@@ -585,6 +613,8 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 			peerServiceSyncHandler.ServeHTTP(w, r)
 		case PeerServiceRecordsProcedure:
 			peerServiceRecordsHandler.ServeHTTP(w, r)
+		case PeerServiceLeaveProcedure:
+			peerServiceLeaveHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -612,4 +642,8 @@ func (UnimplementedPeerServiceHandler) Sync(context.Context, *connect.Request[v1
 
 func (UnimplementedPeerServiceHandler) Records(context.Context, *connect.Request[v1.RecordsRequest]) (*connect.Response[v1.RecordsResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.PeerService.Records is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) Leave(context.Context, *connect.Request[v1.LeaveRequest]) (*connect.Response[v1.LeaveResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("mics.router.v1.PeerService.Leave is not implemented"))
 }
