@@ -57,6 +57,44 @@ func TestANewSessionTakesOver(t *testing.T) {
 	})
 }
 
+// TestASessionThatNeverHadItsBacklog: its device hung up while it was opened. Its backlog is
+// taken back from the copies, and what was sent to it meanwhile is newer.
+func TestASessionThatNeverHadItsBacklog(t *testing.T) {
+	for name, tc := range map[string]struct {
+		edit   func(*cluster)
+		window []string
+		lost   bool
+		want   []string
+	}{
+		"it was opened":               {func(*cluster) {}, []string{"5", "6"}, false, []string{"0", "5", "6", "1", "2"}},
+		"its answer is on the way":    {func(c *cluster) { c.partial = true }, []string{"5", "6"}, true, []string{"0", "1", "2", "5", "6"}},
+		"its gateway has given it up": {func(*cluster) {}, nil, true, []string{"0", "1", "2"}},
+		"its gateway does not answer": {func(c *cluster) { c.slow["g1"] = time.Hour }, []string{"5", "6"}, false, []string{"0", "1", "2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, 1)
+				defer c.close()
+				n := c.nodes[0]
+				n.opens(1, 5, "ann", "phone")
+				at := route.Location{Node: g(1), Session: 5}
+				if tc.window != nil {
+					c.windows[at] = undelivered(tc.window...)
+				}
+				tc.edit(c)
+				n.reclaimed = []*dispatch.Message{{Bytes: []byte("1"), Key: key("1")}}
+				n.keeps("2")
+				n.keepsAt(true, "0")
+				res := n.opens(2, 6, "ann", "phone")
+				same(t, "backlog", texts(res.Backlog), tc.want...)
+				if n.lost(at) != tc.lost || n.lost(route.Location{Node: g(1), Session: 4}) {
+					t.Errorf("its copies are taken back: %v", n.lost(at))
+				}
+			})
+		})
+	}
+}
+
 // What was given back comes among what was kept as it was taken by the cluster, and
 // each list in its order.
 func TestABacklogIsInTurn(t *testing.T) {

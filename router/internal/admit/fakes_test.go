@@ -71,13 +71,14 @@ type node struct {
 	close   func()
 
 	mu        sync.Mutex
-	held      []*dispatch.Message // guarded by mu
-	full      bool                // guarded by mu: Hold refuses
-	reclaimed []*dispatch.Message // guarded by mu: what Reclaim returns
-	gated     int                 // guarded by mu: Reclaims not done
-	abandoned []route.Location    // guarded by mu
-	sent      []string            // guarded by mu: by SendTo
-	lastID    uint64              // guarded by mu
+	held      []*dispatch.Message       // guarded by mu
+	full      bool                      // guarded by mu: Hold refuses
+	reclaimed []*dispatch.Message       // guarded by mu: what Reclaim returns
+	gated     int                       // guarded by mu: Reclaims not done
+	abandoned []route.Location          // guarded by mu
+	sent      []string                  // guarded by mu: by SendTo
+	lastID    uint64                    // guarded by mu
+	lost      func(route.Location) bool // guarded by mu: as Reclaim was told last
 	leaving   atomic.Bool
 }
 
@@ -240,9 +241,10 @@ func (n *node) SendOlder(_ route.DeviceKey, msgs []*dispatch.Message) {
 	}
 }
 
-func (n *node) Reclaim(context.Context, route.DeviceKey, func(route.Location) bool) (func() []*dispatch.Message, func(), error) {
+func (n *node) Reclaim(_ context.Context, _ route.DeviceKey, lost func(route.Location) bool) (func() []*dispatch.Message, func(), error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.lost = lost
 	n.gated++
 	reclaimed := n.reclaimed
 	return func() []*dispatch.Message { return reclaimed }, func() {

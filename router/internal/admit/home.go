@@ -141,11 +141,14 @@ var errAbandoned = fault.New(fault.FailedPrecondition, "the gateway has given th
 // backlog puts into res what the device must get before anything else, in this
 // order: what a resumed session had, under its seqs; what earlier sessions handed
 // back, what the one had that is replaced, then in the order of time what a dead gateway
-// had and what came while the device was absent. It returns how many were in the buffer; not ok: the
+// had and what came while the device was absent. What a session had that never got its
+// own backlog is newer than all that. It returns how many were in the buffer; not ok: the
 // admission has been taken back.
 func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (drained int, ok bool) {
-	window, seqs := a.takeOver(ctx, o, prev, res)
-	collect, done, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool { return !a.opts.Directory.Alive(at.Node) })
+	window, seqs, opened := a.takeOver(ctx, o, prev, res)
+	collect, done, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool {
+		return !a.opts.Directory.Alive(at.Node) || !opened && at == prev.Location()
+	})
 	if err != nil {
 		a.takeBack(ctx, o, res.Epoch, window)
 		return 0, false
@@ -159,9 +162,14 @@ func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, r
 	recent = recent.Join(recall.FromWire(res.RecentKeys, res.RecentAges))
 	res.RecentKeys, res.RecentAges = recent.Keys, recent.Ages
 	later := inTurn(collect(), kept(rest))
-	msgs := slices.Concat(kept(front), window, later)
-	if res.Resumed {
+	var msgs []*dispatch.Message
+	switch {
+	case res.Resumed:
 		msgs = slices.Concat(window, kept(front), later)
+	case opened:
+		msgs = slices.Concat(kept(front), window, later)
+	default:
+		msgs = slices.Concat(kept(front), later, window)
 	}
 	ids, ok := a.opts.Dispatcher.Hold(o.key, o.loc, msgs)
 	if !ok {
@@ -263,10 +271,11 @@ func (a *Admitter) giveBack(ctx context.Context, o opening) {
 }
 
 // takeOver ends the session that this one replaces and returns what its device
-// has not got, with its seqs if this one goes on with it.
-func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (window []*dispatch.Message, seqs []uint64) {
+// has not got, with its seqs if this one goes on with it. Not opened: it is not known
+// to have got its backlog, and never will.
+func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (window []*dispatch.Message, seqs []uint64, opened bool) {
 	if prev == nil || prev.State == route.Ghost || prev.Location() == o.loc {
-		return nil, nil
+		return nil, nil, true
 	}
 	got, err := a.handover(ctx, prev.Location(), &gatewayv1.HandoverRequest{
 		CloseCode: codeReplaced, CloseReason: textReplaced, Resume: o.resume.claims != nil, LastSeq: o.resume.lastSeq,
@@ -276,9 +285,10 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 		a.opts.Log.WarnContext(ctx, "handover_failed", telemetry.TenantID, o.key.Tenant, "gateway", prev.Node.ID, "err", err)
 	}
 	if got == nil {
-		return nil, nil
+		return nil, nil, true
 	}
-	if got.Found && got.Whole {
+	opened = got.Found && got.Whole
+	if opened {
 		a.ledger.handedOver(prev.Location())
 	}
 	res.RecentKeys, res.RecentAges = got.RecentKeys, got.RecentAges
@@ -288,7 +298,7 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 			seqs = append(seqs, u.Seq)
 		}
 	}
-	return dispatch.Messages(got.Undelivered), seqs
+	return dispatch.Messages(got.Undelivered), seqs, opened
 }
 
 // handover asks the gateway of a session; nil without an error: it is dead.
