@@ -144,8 +144,8 @@ func (n *inflictor) inflict(began time.Time, f nemesis.Fault) {
 		reason = history.Killed
 	case nemesis.Pause:
 		reason = history.Frozen
-	case nemesis.Cut, nemesis.Blackhole:
-		if f.From == nemesis.Any && f.For >= lease {
+	default:
+		if isolates(f) {
 			reason = history.CutOff
 		}
 	}
@@ -154,6 +154,11 @@ func (n *inflictor) inflict(began time.Time, f nemesis.Fault) {
 	time.Sleep(time.Until(began.Add(f.At + f.For)))
 	heal()
 	n.history.Add(history.Event{Kind: history.Heal, Node: f.Target, Reason: f.Class()})
+}
+
+// isolates tells whether nobody hears the target for so long that it counts as dead.
+func isolates(f nemesis.Fault) bool {
+	return (f.Kind == nemesis.Cut || f.Kind == nemesis.Blackhole) && f.From == nemesis.Any && f.For >= lease
 }
 
 // begin makes a fault happen and returns what makes it good.
@@ -171,7 +176,7 @@ func (n *inflictor) begin(f nemesis.Fault) (heal func()) {
 		p.Pause()
 		return func() {
 			p.Resume()
-			n.later.Go(func() { p.Supervise(drainTimeout + slack) })
+			n.supervise(p)
 		}
 	case nemesis.Terminate:
 		p.Terminate()
@@ -191,6 +196,11 @@ func (n *inflictor) begin(f nemesis.Fault) (heal func()) {
 		p.Kill()
 		return p.Start
 	}
+}
+
+// supervise starts a process anew that ends because it had been declared dead.
+func (n *inflictor) supervise(p *harness.Process) {
+	n.later.Go(func() { p.Supervise(drainTimeout + slack) })
 }
 
 func (n *inflictor) problem(format string, args ...any) {
@@ -217,5 +227,10 @@ func (n *inflictor) link(f nemesis.Fault) (heal func()) {
 		}
 	}
 	set(c)
-	return func() { set(harness.Condition{}) }
+	return func() {
+		set(harness.Condition{})
+		if isolates(f) {
+			n.supervise(n.cluster.Process(f.Target))
+		}
+	}
 }
