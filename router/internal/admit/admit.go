@@ -89,7 +89,9 @@ type Homes interface {
 
 // Dispatcher is what an admission needs of it.
 type Dispatcher interface {
-	Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (collect func() []*dispatch.Message, done func(), err error)
+	Gate(key route.DeviceKey)
+	Ungate(key route.DeviceKey)
+	Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (collect func() []*dispatch.Message, err error)
 	Hold(key route.DeviceKey, loc route.Location, msgs []*dispatch.Message) (ids []uint64, ok bool)
 	Abandon(loc route.Location)
 	SendTo(key route.DeviceKey, m *dispatch.Message, done func(dispatch.Result))

@@ -37,8 +37,11 @@ func TestANewSessionTakesOver(t *testing.T) {
 				t.Errorf("entry %d is %v", i, u)
 			}
 		}
-		if len(n.held) != 6 || n.gated != 0 {
-			t.Errorf("%d copies are held, %d devices gated", len(n.held), n.gated)
+		if len(n.held) != 6 || len(n.gated) != 0 {
+			t.Errorf("%d copies are held, gated %v", len(n.held), n.gated)
+		}
+		if len(n.before) != 1 || n.before[0].Session != 5 {
+			t.Errorf("gated when the new route was there already: %+v", n.before)
 		}
 		if h := c.asked[0]; len(c.asked) != 1 || h.SessionId != 5 || h.GatewayIncarnation != 7 || h.CloseCode != 4201 || h.CloseReason != "replaced" {
 			t.Errorf("handovers %v", c.asked)

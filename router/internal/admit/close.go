@@ -191,13 +191,19 @@ func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispat
 // abandon gives up a session whose opening got no answer, whether it has been
 // admitted or is about to be. Nobody but its home knows whose it is, and any
 // router may hold copies of what it had accepted, so its gateway tells all of
-// them. What it hands back needs no keeping: the routers that sent it have it.
+// them. What it hands back needs no keeping: the routers that sent it have it. The
+// user's lock keeps it apart from the device's next opening, whose backlog is newer.
 func (a *Admitter) abandon(ctx context.Context, loc route.Location) error {
 	adm := a.ledger.abandon(loc)
 	if adm == nil {
 		a.opts.Dispatcher.Abandon(loc)
 		return nil
 	}
+	unlock, err := a.locks.lock(ctx, adm.key.UserKey)
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, "wait for the user's other sessions", err)
+	}
+	defer unlock()
 	if err := a.undo(ctx, adm); err != nil {
 		return fault.Wrap(fault.Unavailable, "change routes", err)
 	}

@@ -74,7 +74,8 @@ type node struct {
 	held      []*dispatch.Message       // guarded by mu
 	full      bool                      // guarded by mu: Hold refuses
 	reclaimed []*dispatch.Message       // guarded by mu: what Reclaim returns
-	gated     int                       // guarded by mu: Reclaims not done
+	gated     map[route.DeviceKey]bool  // guarded by mu
+	before    []route.Record            // guarded by mu: the user's, at the last Gate
 	abandoned []route.Location          // guarded by mu
 	sent      []string                  // guarded by mu: by SendTo
 	lastID    uint64                    // guarded by mu
@@ -134,7 +135,7 @@ func (c *cluster) close() {
 }
 
 func (c *cluster) router(id string) *node {
-	n := &node{c: c, self: route.Router{NodeRef: route.NodeRef{ID: id, Incarnation: 1}}}
+	n := &node{c: c, gated: map[route.DeviceKey]bool{}, self: route.Router{NodeRef: route.NodeRef{ID: id, Incarnation: 1}}}
 	n.store = &faulty{Store: c.store, fail: func(string) error { return nil }}
 	auth, _ := json.Marshal(map[string]string{"a": "http://127.0.0.1:1"})
 	var err error
@@ -202,13 +203,13 @@ func (n *node) Leaving() bool { return n.leaving.Load() }
 
 // The dispatcher.
 
-func (n *node) Hold(_ route.DeviceKey, _ route.Location, msgs []*dispatch.Message) ([]uint64, bool) {
+func (n *node) Hold(key route.DeviceKey, _ route.Location, msgs []*dispatch.Message) ([]uint64, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.full && len(msgs) > 0 {
 		return nil, false
 	}
-	if n.gated != 1 {
+	if !n.gated[key] {
 		n.c.t.Error("a backlog is held while live messages may overtake it")
 	}
 	ids := make([]uint64, len(msgs))
@@ -241,17 +242,32 @@ func (n *node) SendOlder(_ route.DeviceKey, msgs []*dispatch.Message) {
 	}
 }
 
-func (n *node) Reclaim(_ context.Context, _ route.DeviceKey, lost func(route.Location) bool) (func() []*dispatch.Message, func(), error) {
+func (n *node) Gate(key route.DeviceKey) {
+	records, _ := n.c.store.LookupFresh(context.Background(), key.UserKey)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.gated[key] {
+		n.c.t.Error("two at a time make a device's backlog")
+	}
+	n.gated[key] = true
+	n.before = records
+}
+
+func (n *node) Ungate(key route.DeviceKey) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.gated, key)
+}
+
+func (n *node) Reclaim(_ context.Context, key route.DeviceKey, lost func(route.Location) bool) (func() []*dispatch.Message, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.gated[key] {
+		n.c.t.Error("a backlog is made while messages may go to the device")
+	}
 	n.lost = lost
-	n.gated++
 	reclaimed := n.reclaimed
-	return func() []*dispatch.Message { return reclaimed }, func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.gated--
-	}, nil
+	return func() []*dispatch.Message { return reclaimed }, nil
 }
 
 // The hooks.

@@ -60,6 +60,10 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 	if refused != nil {
 		return refused, nil
 	}
+	// Other routers send to the new session as soon as they see its route: what waits
+	// here for the device is older, and has to be in the backlog.
+	a.opts.Dispatcher.Gate(o.key)
+	defer a.opts.Dispatcher.Ungate(o.key)
 	binds := time.Now()
 	epoch, prev, err := a.opts.Routes.Bind(ctx, o.key, o.loc, o.version)
 	if err != nil {
@@ -146,14 +150,13 @@ var errAbandoned = fault.New(fault.FailedPrecondition, "the gateway has given th
 // admission has been taken back.
 func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (drained int, ok bool) {
 	window, seqs, opened := a.takeOver(ctx, o, prev, res)
-	collect, done, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool {
+	collect, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool {
 		return !a.opts.Directory.Alive(at.Node) || !opened && at == prev.Location()
 	})
 	if err != nil {
 		a.takeBack(ctx, o, res.Epoch, window)
 		return 0, false
 	}
-	defer done()
 	front, rest, recent, err := a.opts.Kept.TakeFor(ctx, o.key)
 	if err != nil {
 		a.takeBack(ctx, o, res.Epoch, window)

@@ -87,10 +87,30 @@ func (d *Dispatcher) SendOlder(key route.DeviceKey, msgs []*Message) {
 	d.settle(f)
 }
 
-// Reclaim begins the making of a backlog: for the user's home, after the device's
-// new route is bound and before its offline buffer is taken. Until done is called
-// nothing new goes to the device. Between the two the caller takes the buffer,
-// then calls collect, and holds the backlog.
+// Gate begins the making of a backlog: for the user's home, before the device's new route
+// is bound. Until Ungate nothing new goes to the device, and nothing that waits here
+// already: it belongs before what other routers send to the new session as soon as they
+// see its route. One device of a user at a time.
+func (d *Dispatcher) Gate(key route.DeviceKey) {
+	s := d.shard(key.UserKey)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.flow(key.UserKey).gated = key.Device
+}
+
+// Ungate ends what Gate began.
+func (d *Dispatcher) Ungate(key route.DeviceKey) {
+	s := d.shard(key.UserKey)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.flow(key.UserKey)
+	f.gated = ""
+	d.settle(f)
+	d.forget(f)
+}
+
+// Reclaim is for when the new route is bound, between Gate and Ungate, and before the
+// device's offline buffer is taken. Then the caller calls collect, and holds the backlog.
 //
 // collect returns the copies that this router still has for the device and that
 // nobody else will bring: those recovered from gateways that are gone, those held
@@ -98,35 +118,27 @@ func (d *Dispatcher) SendOlder(key route.DeviceKey, msgs []*Message) {
 // behind what is in the front of the buffer, among the rest of it by Message.At, and
 // are not this router's any more.
 //
-// One device of a user at a time. An error is ctx's; nothing was changed then.
-func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (collect func() []*Message, done func(), err error) {
+// An error is ctx's; nothing was changed then.
+func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (collect func() []*Message, err error) {
 	s := d.shard(key.UserKey)
 	s.mu.Lock()
 	f := s.flow(key.UserKey)
-	f.gated = key.Device
-	done = func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		f.gated = ""
-		d.settle(f)
-		d.forget(f)
-	}
 	// What is on its way into the buffer is either there when the caller takes
 	// it, or comes back refused and newer.
+	var quiet chan struct{}
 	if f.buffering() {
-		quiet := make(chan struct{})
+		quiet = make(chan struct{})
 		f.quiet = quiet
-		s.mu.Unlock()
+	}
+	s.mu.Unlock()
+	if quiet != nil {
 		select {
 		case <-quiet:
 		case <-ctx.Done():
-			done()
-			return nil, nil, ctx.Err()
+			return nil, ctx.Err()
 		}
-		s.mu.Lock()
 	}
-	s.mu.Unlock()
-	return func() []*Message { return d.collect(f, key.Device, lost) }, done, nil
+	return func() []*Message { return d.collect(f, key.Device, lost) }, nil
 }
 
 // collect takes the copies for a device out of a flow and of links.

@@ -122,6 +122,9 @@ func (w *world) reach(device, text string) {
 // bind moves the device to a new session: what its old one had not brought and
 // what was kept for it becomes the backlog.
 func (w *world) bind(device string, n route.NodeRef, id uint64) {
+	key := route.DeviceKey{UserKey: ann, Device: device}
+	w.d.Gate(key)
+	defer w.d.Ungate(key)
 	w.mu.Lock()
 	var backlog []string
 	epoch := uint64(1)
@@ -147,7 +150,7 @@ func (w *world) bind(device string, n route.NodeRef, id uint64) {
 	w.mu.Unlock()
 
 	lost := func(l route.Location) bool { return !w.Alive(l.Node) }
-	collect, done, err := w.d.Reclaim(context.Background(), route.DeviceKey{UserKey: ann, Device: device}, lost)
+	collect, err := w.d.Reclaim(context.Background(), key, lost)
 	if err != nil {
 		panic(err)
 	}
@@ -172,7 +175,6 @@ func (w *world) bind(device string, n route.NodeRef, id uint64) {
 	if !ok {
 		panic("backlog not held")
 	}
-	done()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var first []taken
