@@ -1,15 +1,12 @@
 package load
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"time"
 )
 
 // An agent is a process that holds a part of a crowd. It reads its orders as
@@ -66,14 +63,7 @@ func RunAgent(ctx context.Context, in io.Reader, out io.Writer) error {
 
 // agents is a crowd in other processes. It is for one goroutine.
 type agents struct {
-	all []*agent
-}
-
-type agent struct {
-	cmd     *exec.Cmd
-	in      io.WriteCloser
-	orders  *json.Encoder
-	answers *json.Decoder
+	all []*Child
 }
 
 // startAgents spreads the crowd over p.Agents processes of this program and
@@ -86,7 +76,7 @@ func startAgents(ctx context.Context, t Target, p Params) (*agents, error) {
 	as := &agents{}
 	for i := range p.Agents {
 		first, end := p.Clients*i/p.Agents, p.Clients*(i+1)/p.Agents
-		a, err := startAgent(ctx, self, crowdOrder{Target: t, Params: p, First: first, Count: end - first})
+		a, err := StartChild(ctx, self, "agent", crowdOrder{Target: t, Params: p, First: first, Count: end - first})
 		if err != nil {
 			as.close()
 			return nil, fmt.Errorf("start agent %d: %w", i+1, err)
@@ -100,38 +90,10 @@ func startAgents(ctx context.Context, t Target, p Params) (*agents, error) {
 	return as, nil
 }
 
-func startAgent(ctx context.Context, self string, o crowdOrder) (*agent, error) {
-	cmd := exec.CommandContext(ctx, self, "agent")
-	cmd.Stderr = os.Stderr
-	cmd.WaitDelay = time.Second
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	a := &agent{cmd: cmd, in: in, orders: json.NewEncoder(in), answers: json.NewDecoder(bufio.NewReader(out))}
-	if err := a.orders.Encode(o); err != nil {
-		a.end()
-		return nil, err
-	}
-	return a, nil
-}
-
-func (a *agent) end() {
-	_ = a.in.Close()
-	_ = a.cmd.Wait() // its errors have been answers
-}
-
 // ask asks all, and then collects the answers.
 func (as *agents) ask(what string) (crowdState, error) {
 	for _, a := range as.all {
-		if err := a.orders.Encode(what); err != nil {
+		if err := a.Orders.Encode(what); err != nil {
 			return crowdState{}, fmt.Errorf("ask agent: %w", err)
 		}
 	}
@@ -141,7 +103,7 @@ func (as *agents) ask(what string) (crowdState, error) {
 func (as *agents) answered() (sum crowdState, err error) {
 	for _, a := range as.all {
 		var s crowdAnswer
-		if err := a.answers.Decode(&s); err != nil {
+		if err := a.Answers.Decode(&s); err != nil {
 			return sum, fmt.Errorf("agent's answer: %w", err)
 		}
 		if s.Error != "" {
@@ -161,8 +123,4 @@ func (as *agents) ping(context.Context) error {
 	return err
 }
 
-func (as *agents) close() {
-	for _, a := range as.all {
-		a.end()
-	}
-}
+func (as *agents) close() { End(as.all...) }

@@ -1,15 +1,15 @@
 package drain
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"time"
+
+	"github.com/mics-im/mics/tests/load"
 )
 
 // An agent is a process that holds a part of the clients. It reads its orders as
@@ -85,14 +85,7 @@ func (c *crowd) do(q ask) (a answer) {
 }
 
 // agents are all clients. It is for one goroutine.
-type agents []*agent
-
-type agent struct {
-	cmd     *exec.Cmd
-	in      io.WriteCloser
-	orders  *json.Encoder
-	answers *json.Decoder
-}
+type agents []*load.Child
 
 // startAgents spreads the clients of o over n processes and waits until all are
 // connected.
@@ -113,7 +106,7 @@ func startAgents(ctx context.Context, o order, n int) (as agents, err error) {
 		first, end := pairs*i/n, pairs*(i+1)/n
 		part.First, part.Count = o.First+2*first, 2*(end-first)
 		part.Rate, part.Parallel = o.Rate*(end-first)/pairs, max(1, o.Parallel/n)
-		a, err := startAgent(ctx, self, part)
+		a, err := load.StartChild(ctx, self, "drain-agent", part)
 		if err != nil {
 			return as, fmt.Errorf("start agent %d: %w", i+1, err)
 		}
@@ -122,38 +115,10 @@ func startAgents(ctx context.Context, o order, n int) (as agents, err error) {
 	return as, as.answered(func(answer) {})
 }
 
-func startAgent(ctx context.Context, self string, o order) (*agent, error) {
-	cmd := exec.CommandContext(ctx, self, "drain-agent")
-	cmd.Stderr = os.Stderr
-	cmd.WaitDelay = time.Second
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	a := &agent{cmd: cmd, in: in, orders: json.NewEncoder(in), answers: json.NewDecoder(bufio.NewReader(out))}
-	if err := a.orders.Encode(o); err != nil {
-		a.end()
-		return nil, err
-	}
-	return a, nil
-}
-
-func (a *agent) end() {
-	_ = a.in.Close()
-	_ = a.cmd.Wait() // its errors have been answers
-}
-
 // ask asks all, and then takes the answers.
 func (as agents) ask(q ask, take func(answer)) error {
 	for _, a := range as {
-		if err := a.orders.Encode(q); err != nil {
+		if err := a.Orders.Encode(q); err != nil {
 			return fmt.Errorf("ask agent: %w", err)
 		}
 	}
@@ -165,7 +130,7 @@ func (as agents) tell(q ask) error { return as.ask(q, func(answer) {}) }
 func (as agents) answered(take func(answer)) error {
 	for _, a := range as {
 		var got answer
-		if err := a.answers.Decode(&got); err != nil {
+		if err := a.Answers.Decode(&got); err != nil {
 			return fmt.Errorf("agent's answer: %w", err)
 		}
 		if got.Error != "" {
@@ -216,14 +181,7 @@ func (as agents) outcome() (sum outcome, err error) {
 	return sum, err
 }
 
-func (as agents) close() {
-	for _, a := range as {
-		_ = a.in.Close() // all begin to end
-	}
-	for _, a := range as {
-		a.end()
-	}
-}
+func (as agents) close() { load.End(as...) }
 
 // sleep waits; ctx ends it early, with its error.
 func sleep(ctx context.Context, d time.Duration) error {
