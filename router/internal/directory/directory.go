@@ -193,19 +193,19 @@ func (d *Directory) draw(old *view, p picture, now time.Time) *view {
 			gateways[n.ID] = n
 		}
 	}
-	heard := d.heard.living(now)
 	// Who hears neither the store nor a single gateway is cut off, and they are not
 	// dead: what they have accepted from here is not to be delivered again when this
-	// router is back.
-	alone := p.err != nil && len(heard) == 0
+	// router is back. Then they do not all speak at once.
+	deaf, restored := d.heard.deaf(now)
+	spared := restored || deaf && p.err != nil
 	if !sure {
 		for _, n := range old.list {
-			if at, ok := d.listed[n.NodeRef]; ok && now.Sub(at) < Lease || alone {
+			if at, ok := d.listed[n.NodeRef]; ok && now.Sub(at) < Lease || spared {
 				add(n, false)
 			}
 		}
 	}
-	for _, n := range heard {
+	for _, n := range d.heard.living(now) {
 		add(n, true)
 	}
 	for _, n := range p.gateways {

@@ -10,9 +10,15 @@ import (
 // heard is what gateways have said to this very router. The zero value is ready;
 // safe for concurrent use.
 type heard struct {
-	mu sync.Mutex
-	by map[route.NodeRef]word // guarded by mu
+	mu   sync.Mutex
+	by   map[route.NodeRef]word // guarded by mu
+	last time.Time              // guarded by mu: of the latest word of anybody
+	back time.Time              // guarded by mu: when somebody spoke after a time without any
 }
+
+// deafAfter is how long nobody may speak until it is this router that does not hear:
+// gateways renew their leases three times as often as they have to.
+const deafAfter = Lease / 2
 
 type word struct {
 	node route.Node
@@ -26,6 +32,18 @@ func (h *heard) note(n route.Node, now time.Time) {
 		h.by = map[route.NodeRef]word{}
 	}
 	h.by[n.NodeRef] = word{n, now}
+	if now.Sub(h.last) > deafAfter {
+		h.back = now
+	}
+	h.last = now
+}
+
+// deaf tells whether nobody has been heard for a while; restored, that somebody is heard
+// again, not long enough for the silence of others to mean anything.
+func (h *heard) deaf(now time.Time) (deaf, restored bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return now.Sub(h.last) > deafAfter, now.Sub(h.back) < Lease
 }
 
 // forget tells whether there was something to forget.
