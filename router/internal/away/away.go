@@ -89,6 +89,7 @@ type Store struct {
 
 	gateways, routers askers
 	marks, saves      flights
+	search            flights // of findPeer, by save
 
 	state atomic.Int32 // a phase; changes under mu
 	// presence is the time since the backend was there last, whole; it ends when it
@@ -141,6 +142,7 @@ type outage struct {
 	err   error
 	asked chan struct{} // closed when the other routers have been asked
 	peer  *route.Router // one that reaches the backend
+	alone bool          // none of the other routers answered
 }
 
 // share is a node's part of a tenant's connections.
@@ -157,7 +159,7 @@ func New(o Options) *Store {
 		o.MaxUsers = defaultMaxUsers
 	}
 	t := o.Telemetry
-	s := &Store{backend: o.Store, opts: o, log: t.Log, drift: map[share]int{}, kick: make(chan struct{}, 1), marks: newFlights(), saves: newFlights()}
+	s := &Store{backend: o.Store, opts: o, log: t.Log, drift: map[share]int{}, kick: make(chan struct{}, 1), marks: newFlights(), saves: newFlights(), search: newFlights()}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.begin()
 	s.outages = t.Counter("mics_redis_outages_total", "Times that the route store was lost.")
@@ -277,6 +279,7 @@ func (s *Store) lost(err error) {
 		s.outages.Inc()
 	}
 	s.outage.err, s.outage.asked, s.outage.peer = err, make(chan struct{}), nil
+	s.outage.alone = false
 	s.calm = s.calm.lost(now)
 	s.state.Store(int32(away))
 	s.presence.Load().end()

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mics-im/mics/router/internal/directory"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -233,6 +234,33 @@ func TestOneRouterCutOff(t *testing.T) {
 		pass(10 * time.Second)
 		w.want(k, &moved)
 		w.want(second, nil)
+		w.end()
+	})
+}
+
+// TestARouterThatWasAlone: the others are told of what it binds as soon as it can be
+// reached again, for their store knows nothing of it.
+func TestARouterThatWasAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		cut := w.routers[1]
+		var k route.DeviceKey
+		for i := range 100 {
+			if k = key(string(rune('a'+i)), "d"); w.routers[0].home(k.UserKey) == cut {
+				break
+			}
+		}
+		at, _, _ := w.connect(k, w.gateways[0])
+		cut.cut.Store(true)
+		cut.alone.Store(true)
+		pass(directory.Lease - time.Second)
+		cut.alone.Store(false)
+		moved, _, _ := w.connect(k, w.gateways[1])
+		w.at(at.Node).drop(at.Session)
+		w.want(k, &moved)
+		cut.cut.Store(false)
+		pass(10 * time.Second)
+		w.want(k, &moved)
 		w.end()
 	})
 }

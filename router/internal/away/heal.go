@@ -152,18 +152,24 @@ func (s *Store) probe() {
 func (s *Store) findPeer() {
 	var mu sync.Mutex
 	var found *route.Router
+	others, answered := false, false
 	var wg sync.WaitGroup
 	for _, r := range s.cluster.Directory.Routers() {
 		if r.ID == s.opts.Self.ID {
 			continue
 		}
+		others = true
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(s.ctx, askTimeout)
 			defer cancel()
 			res, err := s.cluster.Peer(r).Records(ctx, connect.NewRequest(s.question()))
-			if err == nil && res.Msg.GetUp() {
-				mu.Lock()
-				defer mu.Unlock()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			answered = true
+			if res.Msg.GetUp() {
 				found = &r
 			}
 		})
@@ -171,7 +177,7 @@ func (s *Store) findPeer() {
 	wg.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.outage.peer = found
+	s.outage.peer, s.outage.alone = found, others && !answered
 	if asked := s.outage.asked; asked != nil {
 		select {
 		case <-asked:

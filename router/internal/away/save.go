@@ -27,6 +27,11 @@ func (s *Store) save(ctx context.Context, records []route.Restored) {
 	for range 2 { // the store may be lost with the first try
 		if s.phase() == away {
 			s.awaitPeer(ctx)
+			if s.alone() {
+				// Somebody has got through to this router: then it gets through to others,
+				// which may be about to take it for dead.
+				s.search.do(func() bool { s.findPeer(); return true })
+			}
 		}
 		if s.write() {
 			return
@@ -139,6 +144,13 @@ func (s *Store) peerUp() *route.Router {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.outage.peer
+}
+
+// alone tells whether no other router answered when they were asked last.
+func (s *Store) alone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.outage.alone
 }
 
 // awaitPeer waits until the other routers have been asked whether they reach the

@@ -50,10 +50,11 @@ type world struct {
 // member is one router.
 type member struct {
 	*Store
-	w    *world
-	dir  *directory.Directory
-	cut  atomic.Bool // from the backend
-	logs bytes.Buffer
+	w     *world
+	dir   *directory.Directory
+	cut   atomic.Bool // from the backend
+	alone atomic.Bool // cut off from all routers
+	logs  bytes.Buffer
 }
 
 // newWorld is a world on a memstore, within synctest.
@@ -95,7 +96,7 @@ func (w *world) router(id string) *member {
 	w.routers = append(w.routers, m)
 	m.Start(Cluster{
 		Directory: m.dir,
-		Peer:      func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: w.named(to.ID)} },
+		Peer:      func(to route.Router) routerv1connect.PeerServiceClient { return wire{from: m, to: w.named(to.ID)} },
 		Gateway: func(to route.Node) gatewayv1connect.GatewayServiceClient {
 			i := slices.IndexFunc(w.gateways, func(g *gateway) bool { return g.node.ID == to.ID })
 			return gatewayv1connect.NewGatewayServiceClient(&http.Client{Transport: w.gateways[i]}, to.Endpoint, rpc.ClientOptions()...)
@@ -159,10 +160,13 @@ func (m *member) home(key route.UserKey) *member {
 // wire is a call to another router.
 type wire struct {
 	routerv1connect.PeerServiceClient
-	to *member
+	from, to *member
 }
 
 func (c wire) Records(ctx context.Context, req *connect.Request[routerv1.RecordsRequest]) (*connect.Response[routerv1.RecordsResponse], error) {
+	if c.from.alone.Load() || c.to.alone.Load() {
+		return nil, io.ErrUnexpectedEOF
+	}
 	res, err := c.to.ServeRecords(ctx, req.Msg)
 	if err != nil {
 		return nil, err

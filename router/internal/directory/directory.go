@@ -80,8 +80,8 @@ type view struct {
 // within refreshEvery of every change of the picture, of gateways or of routers;
 // lapsed when this router did not renew its lease in time. taken: it stood still, and
 // others have counted it as dead, and taken over; it is told before it takes the lease
-// again. Else it could not reach the store, which others may have reached. It must not
-// block nor call back.
+// again. Else it could not reach the store, which others may have reached, or is heard
+// again and still cannot reach it. It must not block nor call back.
 func New(store Store, self route.Router, log *slog.Logger, changed func(), lapsed func(taken bool)) *Directory {
 	d := &Directory{
 		store: store, self: self, log: log, changed: changed, lapsed: lapsed, mu: make(mutex, 1), done: make(chan struct{}), strangers: map[route.NodeRef]struct{}{},
@@ -327,7 +327,10 @@ func (d *Directory) Renew(ctx context.Context, n route.Node) error {
 	case err != nil && d.superseded(n.NodeRef):
 		return route.ErrSuperseded
 	}
-	d.heard.note(n, time.Now())
+	if d.heard.note(n, time.Now()) && d.view.Load().err != nil {
+		// It was cut off from everything, and may have been replaced meanwhile.
+		d.lapsed(false)
+	}
 	if known := d.view.Load().gateways[n.NodeRef]; known != n {
 		d.refresh(ctx)
 	}

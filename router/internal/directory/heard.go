@@ -25,17 +25,20 @@ type word struct {
 	at   time.Time
 }
 
-func (h *heard) note(n route.Node, now time.Time) {
+// note takes a gateway's word, and tells whether it ends a time in which nobody was heard.
+func (h *heard) note(n route.Node, now time.Time) (restored bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.by == nil {
 		h.by = map[route.NodeRef]word{}
 	}
 	h.by[n.NodeRef] = word{n, now}
-	if now.Sub(h.last) > deafAfter {
+	restored = now.Sub(h.last) > deafAfter && !h.last.IsZero()
+	if restored {
 		h.back = now
 	}
 	h.last = now
+	return restored
 }
 
 // deaf tells whether nobody has been heard for a while; restored, that somebody is heard

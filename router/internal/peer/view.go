@@ -123,7 +123,7 @@ func (v *view) duty(key route.UserKey) duty { return v.dutyOf(ring.Hash(key.Tena
 // and let a device in without asking here.
 func (v *view) unsettled(key route.UserKey) time.Duration {
 	h := ring.Hash(key.Tenant, key.User)
-	if len(v.routers) < 2 || v.before != nil && v.before.dutyOf(h).home == nil {
+	if v.before == nil && len(v.routers) < 2 || v.before != nil && v.before.dutyOf(h).home == nil {
 		return 0
 	}
 	return settleFor - time.Since(v.changed)
