@@ -130,7 +130,10 @@ func TestRefuse(t *testing.T) {
 			inTime(t, func(t *testing.T) {
 				w := newWorld(t)
 				s, c := w.connect(1)
+				home := w.router("home")
 				s.Refuse(4001, "auth unavailable", neverOpened)
+				s.Reconfirm(home.Router) // a stream that begins asks
+				want(t, "of the backlog confirmed", home.confirmedBacklog(s), 0)
 				synctest.Wait()
 				code, reason := c.Closed()
 				want(t, "code", code, 4001)

@@ -111,9 +111,10 @@ func (s *Session) Reconfirm(r *Router) {
 		return
 	}
 	// Nothing of this router is here any more: what it has had an answer for is
-	// confirmed, and the backlog if it has come at all.
+	// confirmed, and the backlog if it has come at all. To a session that was refused,
+	// because nobody waited for the answer, it never does.
 	r.Post(s.id, r.processed.Load())
-	if s.phase != opening {
+	if s.epoch > 0 {
 		r.Post(s.id, LastBacklog)
 	}
 }

@@ -192,18 +192,23 @@ func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispat
 // admitted or is about to be. Nobody but its home knows whose it is, and any
 // router may hold copies of what it had accepted, so its gateway tells all of
 // them. What it hands back needs no keeping: the routers that sent it have it. The
-// user's lock keeps it apart from the device's next opening, whose backlog is newer.
+// user's lock keeps it apart from the device's next opening, whose backlog is newer, and
+// the answer behind the end of an admission: when it has it the gateway forgets the
+// session, and confirms whatever is held for it.
 func (a *Admitter) abandon(ctx context.Context, loc route.Location) error {
-	adm := a.ledger.abandon(loc)
+	user, begun := a.ledger.abandon(loc)
+	if begun {
+		unlock, err := a.locks.lock(ctx, user)
+		if err != nil {
+			return fault.Wrap(fault.Unavailable, "wait for the user's other sessions", err)
+		}
+		defer unlock()
+	}
+	adm, _ := a.ledger.look(loc)
 	if adm == nil {
 		a.opts.Dispatcher.Abandon(loc)
 		return nil
 	}
-	unlock, err := a.locks.lock(ctx, adm.key.UserKey)
-	if err != nil {
-		return fault.Wrap(fault.Unavailable, "wait for the user's other sessions", err)
-	}
-	defer unlock()
 	if err := a.undo(ctx, adm); err != nil {
 		return fault.Wrap(fault.Unavailable, "change routes", err)
 	}

@@ -45,7 +45,7 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 		return refusal(codeAuth, textUnavailable), nil
 	}
 	defer unlock()
-	switch known, abandoned := a.ledger.look(o.loc); {
+	switch known, abandoned := a.ledger.begin(o.loc, o.key.UserKey); {
 	case abandoned:
 		return nil, errAbandoned
 	case known != nil && known.key == o.key:

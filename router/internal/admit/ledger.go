@@ -32,6 +32,7 @@ type ledger struct {
 type entry struct {
 	loc       route.Location
 	at        time.Time
+	user      route.UserKey // whose admission has begun here; zero: none
 	abandoned bool
 	handed    bool       // its window went to the next session of its device
 	admitted  *admission // nil: not (yet) admitted
@@ -71,6 +72,18 @@ func (l *ledger) get(loc route.Location) *entry {
 	return e
 }
 
+// begin is for the start of an admission, under the user's lock: it returns what is known
+// of the opening already.
+func (l *ledger) begin(loc route.Location, user route.UserKey) (admitted *admission, abandoned bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.get(loc)
+	if e.admitted == nil && !e.abandoned {
+		e.user = user
+	}
+	return e.admitted, e.abandoned
+}
+
 // look returns what is known of an opening.
 func (l *ledger) look(loc route.Location) (admitted *admission, abandoned bool) {
 	l.mu.Lock()
@@ -90,13 +103,13 @@ func (l *ledger) admit(a *admission) bool {
 	return !e.abandoned
 }
 
-// abandon gives an opening up and returns its admission, if it came to one.
-func (l *ledger) abandon(loc route.Location) *admission {
+// abandon gives an opening up and returns whose it is, if its admission has begun here.
+func (l *ledger) abandon(loc route.Location) (user route.UserKey, begun bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.get(loc)
 	e.abandoned = true
-	return e.admitted
+	return e.user, e.user != route.UserKey{}
 }
 
 // forget drops the admission: the session is known to have been opened, or has
