@@ -265,6 +265,38 @@ func TestARouterThatWasAlone(t *testing.T) {
 	})
 }
 
+// TestAHomeThatAnswersLate: it waits for the store itself still. Who is absent nobody else
+// knows.
+func TestAHomeThatAnswersLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		goes, stays := key("ann", "goes"), key("ann", "stays")
+		at, e, _ := w.connect(goes, w.gateways[0])
+		w.connect(stays, w.gateways[1])
+		w.down.Store(true)
+		pass(2 * time.Second)
+		w.leave(goes, at, e)
+		home := w.routers[0].home(goes.UserKey)
+		for _, m := range w.routers {
+			if m == home {
+				continue
+			}
+			home.hangs.Store(1)
+			found, err := m.Lookup(t.Context(), []route.UserKey{goes.UserKey})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i, ok := find(found[0], "goes"); !ok || found[0][i].State != route.Ghost || len(found[0]) != 2 {
+				t.Errorf("%s: %+v", m.opts.Self.ID, found[0])
+			}
+		}
+		home.hangs.Store(0)
+		w.down.Store(false)
+		pass(10 * time.Second)
+		w.end()
+	})
+}
+
 func TestAGatewayThatDoesNotAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 2, 2)

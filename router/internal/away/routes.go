@@ -267,7 +267,13 @@ func (s *Store) askHomes(ctx context.Context, keys []route.UserKey, homes map[ro
 	var wg sync.WaitGroup
 	for home, indexes := range homes {
 		wg.Go(func() {
-			found, err := s.routerAsker(home).ask(ctx, pick(keys, indexes))
+			asker, theirs := s.routerAsker(home), pick(keys, indexes)
+			found, err := asker.ask(ctx, theirs)
+			if err != nil && ctx.Err() == nil {
+				// It may just be finding out that the store is away. Gateways do not know
+				// who is absent.
+				found, err = asker.ask(ctx, theirs)
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			for _, i := range indexes {

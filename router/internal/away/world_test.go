@@ -52,8 +52,9 @@ type member struct {
 	*Store
 	w     *world
 	dir   *directory.Directory
-	cut   atomic.Bool // from the backend
-	alone atomic.Bool // cut off from all routers
+	cut   atomic.Bool  // from the backend
+	alone atomic.Bool  // cut off from all routers
+	hangs atomic.Int32 // so many questions of routers get no answer
 	logs  bytes.Buffer
 }
 
@@ -166,6 +167,10 @@ type wire struct {
 func (c wire) Records(ctx context.Context, req *connect.Request[routerv1.RecordsRequest]) (*connect.Response[routerv1.RecordsResponse], error) {
 	if c.from.alone.Load() || c.to.alone.Load() {
 		return nil, io.ErrUnexpectedEOF
+	}
+	if c.to.hangs.Add(-1) >= 0 {
+		<-ctx.Done()
+		return nil, ctx.Err()
 	}
 	res, err := c.to.ServeRecords(ctx, req.Msg)
 	if err != nil {
