@@ -180,6 +180,13 @@ func (g *fakeGateway) Handover(_ context.Context, req *connect.Request[gatewayv1
 	return connect.NewResponse(&gatewayv1.HandoverResponse{Found: found, Undelivered: g.handover[id], RecentKeys: make([]byte, 16)}), nil
 }
 
+// forget ends a session, as a gateway does whose router has taken it back.
+func (g *fakeGateway) forget(session uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.got, session)
+}
+
 func body(message []byte) string {
 	m := &messagev1.MessageRequest{}
 	if err := proto.Unmarshal(message, m); err != nil {

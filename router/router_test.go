@@ -147,6 +147,7 @@ func TestABacklogIsKeptAtTheHomeAndTakenThroughTheOtherRouter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	g.forget(2)
 	p.send(text(ann, ben, "4", "later"))
 	if again := g.open(r1, 3, ben); again.Epoch != 2 {
 		t.Errorf("epoch %d", again.Epoch)

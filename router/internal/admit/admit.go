@@ -81,10 +81,12 @@ type Directory interface {
 }
 
 // Homes tells who is a user's home. This router is not when it leaves, unless there is
-// no other one.
+// no other one. Changed: lately, and what is said to a home may have gone to another one,
+// or wait for one that is dead.
 type Homes interface {
 	Home(route.UserKey) (home route.Router, self bool)
 	Leaving() bool
+	Changed() bool
 }
 
 // Dispatcher is what an admission needs of it.

@@ -395,6 +395,36 @@ func TestWhatAuthSays(t *testing.T) {
 	}
 }
 
+// TestASessionThatCouldTellNobodyItsEnd: its home has died, and another router took its route
+// for wrong. What its device has got is asked of the gateway.
+func TestASessionThatCouldTellNobodyItsEnd(t *testing.T) {
+	for _, changed := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCluster(t, 1)
+			defer c.close()
+			n := c.nodes[0]
+			n.changed.Store(changed)
+			at := route.Location{Node: g(1), Session: 5}
+			epoch := n.opens(1, 5, "ann", "phone").Epoch
+			if _, err := c.store.Change(t.Context(), []route.Change{{Key: phone, Node: at.Node, Session: 5, Epoch: epoch, To: route.Ghost, GhostTTL: time.Hour}}); err != nil {
+				t.Fatal(err)
+			}
+			c.windows[at] = undelivered("1")
+			n.keeps("2")
+			res := n.opens(2, 6, "ann", "phone")
+			want, keys := []string{"2"}, 0
+			if changed {
+				want, keys = []string{"1", "2"}, 16
+			}
+			same(t, "backlog", texts(res.Backlog), want...)
+			if len(res.RecentKeys) != keys {
+				t.Errorf("changed %v: %d bytes of keys", changed, len(res.RecentKeys))
+			}
+			n.opens(1, 7, "ann", "phone")
+		})
+	}
+}
+
 // TestAHomeThatLeavesPassesOpeningsOn to the next home, which admits whatever it knows
 // itself; what has been passed on once is not passed on again.
 func TestAHomeThatLeavesPassesOpeningsOn(t *testing.T) {

@@ -81,6 +81,7 @@ type node struct {
 	lastID    uint64                    // guarded by mu
 	lost      func(route.Location) bool // guarded by mu: as Reclaim was told last
 	leaving   atomic.Bool
+	changed   atomic.Bool
 }
 
 // faulty is the store as one router sees it.
@@ -200,6 +201,7 @@ func (n *node) Home(route.UserKey) (route.Router, bool) {
 	return home.self, home == n
 }
 func (n *node) Leaving() bool { return n.leaving.Load() }
+func (n *node) Changed() bool { return n.changed.Load() }
 
 // The dispatcher.
 

@@ -275,9 +275,10 @@ func (a *Admitter) giveBack(ctx context.Context, o opening) {
 
 // takeOver ends the session that this one replaces and returns what its device
 // has not got, with its seqs if this one goes on with it. Not opened: it is not known
-// to have got its backlog, and never will.
+// to have got its backlog, and never will. One that has ended is asked, too, while the
+// gateway may not have been able to tell anybody what its device has got.
 func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (window []*dispatch.Message, seqs []uint64, opened bool) {
-	if prev == nil || prev.State == route.Ghost || prev.Location() == o.loc {
+	if prev == nil || prev.Location() == o.loc || prev.State == route.Ghost && !a.opts.Homes.Changed() {
 		return nil, nil, true
 	}
 	got, err := a.handover(ctx, prev.Location(), &gatewayv1.HandoverRequest{
@@ -287,7 +288,7 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 		// The routers' own copies of what it held stay until it confirms or is gone.
 		a.opts.Log.WarnContext(ctx, "handover_failed", telemetry.TenantID, o.key.Tenant, "gateway", prev.Node.ID, "err", err)
 	}
-	if got == nil {
+	if got == nil || !got.Found && prev.State == route.Ghost {
 		return nil, nil, true
 	}
 	opened = got.Found && got.Whole

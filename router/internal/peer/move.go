@@ -326,6 +326,12 @@ func (b *Buffer) Leave() {
 // Leaving tells whether Leave has been called.
 func (b *Buffer) Leaving() bool { return b.left.Load() != 0 }
 
+// Changed tells whether the routers have changed so lately that what was meant for a
+// user's former home may still be on its way to the next one.
+func (b *Buffer) Changed() bool {
+	return b.opts.Members != nil && time.Since(b.view().changed) < askFor
+}
+
 // Home returns the user's home, and whether it is this router: it is not once this
 // one leaves, unless there is no other.
 func (b *Buffer) Home(key route.UserKey) (home route.Router, self bool) { return b.home(key) }
