@@ -277,7 +277,9 @@ func (b *Buffer) check(ctx context.Context, key route.UserKey, entries []incomin
 		case !b.someoneCame(entries[i].Entry, records):
 		case entries[i].Moved:
 			// The device may be taking what else there is; in order, only all of it.
-			b.deliverTo(key, records)
+			if b.deliverTo(key, records) {
+				kick(b.moveKick)
+			}
 			return
 		default:
 			mine, back = append(mine, i), append(back, offline.Back{ID: ids[i], Devices: entries[i].Devices})

@@ -148,9 +148,7 @@ func (b *Buffer) adopt(key route.UserKey, list []replica) {
 	}
 	b.opts.Hooks.Moved(len(held))
 	b.mark([]route.UserKey{key}, nil)
-	b.rmu.Lock()
-	b.rechecks[key] = struct{}{}
-	b.rmu.Unlock()
+	b.recheck(key)
 	kick(b.moveKick)
 }
 
@@ -191,10 +189,13 @@ func (b *Buffer) movePass() (again bool) {
 	rechecks := b.rechecks
 	b.rechecks = map[route.UserKey]struct{}{}
 	b.rmu.Unlock()
-	for key := range rechecks {
-		b.deliver(key)
-	}
 	v := b.view()
+	for key := range rechecks {
+		// Elsewhere the home does it, which knows whether it is letting a device in.
+		if v.duty(key).home == nil {
+			b.deliver(key)
+		}
+	}
 	loads := map[route.NodeRef][]moving{}
 	sizes := map[route.NodeRef]int{}
 	silent := map[route.NodeRef]bool{}
@@ -212,7 +213,7 @@ func (b *Buffer) movePass() (again bool) {
 			return true
 		}
 		if b.opts.Admitting(key) {
-			again = true // its backlog has to be one piece
+			again = true // the backlog has to be one piece
 			return true
 		}
 		if silent[d.home.NodeRef] {
@@ -237,7 +238,16 @@ func (b *Buffer) movePass() (again bool) {
 	for _, home := range v.routers {
 		send(home)
 	}
-	return again
+	b.rmu.Lock()
+	defer b.rmu.Unlock()
+	return again || len(b.rechecks) > 0
+}
+
+// recheck has the user's routes looked at by the mover's next pass.
+func (b *Buffer) recheck(key route.UserKey) {
+	b.rmu.Lock()
+	defer b.rmu.Unlock()
+	b.rechecks[key] = struct{}{}
 }
 
 // move hands entries to their users' home; they stay here until it has them.
@@ -291,9 +301,15 @@ func (b *Buffer) deliver(key route.UserKey) {
 	b.deliverTo(key, records)
 }
 
-func (b *Buffer) deliverTo(key route.UserKey, records []route.Record) {
+// deliverTo is deliver when the records are known. While a backlog is being made here it
+// puts that off, and says so: what the backlog does not take comes behind it.
+func (b *Buffer) deliverTo(key route.UserKey, records []route.Record) (later bool) {
 	if b.opts.Deliver == nil {
-		return
+		return false
+	}
+	if b.opts.Admitting(key) {
+		b.recheck(key)
+		return true
 	}
 	// Who takes a backlog meanwhile finds it in the buffer, or on its way.
 	b.amu.Lock()
@@ -308,6 +324,7 @@ func (b *Buffer) deliverTo(key route.UserKey, records []route.Record) {
 			b.opts.Deliver(device, msgs)
 		}
 	}
+	return false
 }
 
 // Leave makes this router nobody's home, and begins to move what it holds to those

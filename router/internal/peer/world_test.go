@@ -65,6 +65,7 @@ type handset struct {
 	key     route.DeviceKey
 	busy    sync.Mutex // one step at a time
 	session uint64
+	home    atomic.Pointer[member] // that makes its backlog
 
 	// Guarded by world.mu.
 	state   state
@@ -133,7 +134,11 @@ func (w *world) join() *member {
 		Directory: m, Members: m, Local: m.local, Recall: recall.New(func(int) {}), Lookup: m.lookup, Sents: m.sents, Deliver: m.deliver,
 		Client: func(to route.Router) routerv1connect.PeerServiceClient { return wire2{from: m, to: w.named(to.ID)} },
 		TTL:    func(string) time.Duration { return time.Hour },
-		Hooks:  Hooks{SingleCopy: func(n int) { m.single.Add(int64(n)) }},
+		Admitting: func(key route.UserKey) bool {
+			p := w.devices[key]
+			return p != nil && p.home.Load() == m
+		},
+		Hooks: Hooks{SingleCopy: func(n int) { m.single.Add(int64(n)) }},
 	})
 	m.sents.OnSent(m.Sent)
 	m.opts.Recall.OnEnded(m.Took)
@@ -296,6 +301,8 @@ func (w *world) connect(p *handset) {
 	if !ok {
 		return
 	}
+	p.home.Store(home)
+	defer p.home.Store(nil)
 	p.session++
 	epoch, _, err := w.store.Bind(context.Background(), p.key, route.Location{Node: gate, Session: p.session}, 2)
 	if err != nil {
