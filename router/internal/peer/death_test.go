@@ -138,3 +138,32 @@ func TestAHomeThatDiesAfterTheDeviceHasConfirmed(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatIsTakenOverGoesByTheHome: another router finds that the device is there, and
+// leaves it to the home, which waits as long as it makes the device's backlog.
+func TestWhatIsTakenOverGoesByTheHome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, 2, never)
+		defer w.close()
+		time.Sleep(2 * askFor) // fake time
+		p := w.devices[route.UserKey{Tenant: "t", User: "u0"}]
+		home, other := w.homeOf(p.key.UserKey), w.all[0]
+		if other == home {
+			other = w.all[1]
+		}
+		w.connect(p)
+		p.home.Store(home)
+		other.local.Put(p.key.UserKey, offline.Entry{Message: offline.Message{Bytes: []byte("1")}, Devices: []string{"phone"}, TTL: time.Hour, Moved: true, At: 1})
+		other.recheck(p.key.UserKey)
+		kick(other.moveKick)
+		time.Sleep(2 * time.Second) // fake time
+		if n, m := other.delivers.Load(), home.delivers.Load(); n+m != 0 || home.local.Bytes() == 0 || other.local.Bytes() != 0 {
+			t.Errorf("the other one has brought %d, the home %d; they keep %d and %d bytes", n, m, other.local.Bytes(), home.local.Bytes())
+		}
+		p.home.Store(nil)
+		time.Sleep(maxPause) // fake time
+		if n, m := other.delivers.Load(), home.delivers.Load(); n != 0 || m != 1 || home.local.Bytes() != 0 {
+			t.Errorf("the other one has brought %d, the home %d and keeps %d bytes", n, m, home.local.Bytes())
+		}
+	})
+}

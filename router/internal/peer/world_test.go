@@ -41,15 +41,16 @@ type world struct {
 // member is one router.
 type member struct {
 	*Buffer
-	w      *world
-	self   route.Router
-	local  *offline.Buffer
-	sents  *dedup.Table[string]
-	view   atomic.Pointer[[]route.Router]
-	dead   atomic.Bool
-	frozen atomic.Bool // its picture does not change any more
-	single atomic.Int64
-	done   []finished // guarded by w.mu: messages that were SENT here
+	w        *world
+	self     route.Router
+	local    *offline.Buffer
+	sents    *dedup.Table[string]
+	view     atomic.Pointer[[]route.Router]
+	dead     atomic.Bool
+	frozen   atomic.Bool // its picture does not change any more
+	single   atomic.Int64
+	done     []finished   // guarded by w.mu: messages that were SENT here
+	delivers atomic.Int64 // messages brought to devices that were there already
 }
 
 type finished struct {
@@ -262,6 +263,7 @@ func (m *member) lookup(ctx context.Context, key route.UserKey) ([]route.Record,
 }
 
 func (m *member) deliver(key route.DeviceKey, msgs []*dispatch.Message) {
+	m.delivers.Add(int64(len(msgs)))
 	for _, msg := range msgs {
 		if !m.dead.Load() {
 			m.w.live(m.w.devices[key.UserKey], msg)
