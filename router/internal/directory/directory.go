@@ -20,6 +20,9 @@ const (
 	Lease = 3 * time.Second
 	// refreshEvery bounds how late another router's news arrives.
 	refreshEvery = 500 * time.Millisecond
+	// takeOver is how long after the end of its lease a router may still be in others'
+	// pictures: they read the store so often, and one that was emptied not at all.
+	takeOver = 2 * refreshEvery
 	// maxStrangers bounds the remembered references to nodes nobody knows.
 	maxStrangers = 4096
 	storeTimeout = time.Second
@@ -140,7 +143,8 @@ func (d *Directory) refreshLocked(ctx context.Context) (changed bool) {
 	late := !d.renewed.IsZero() && began.Sub(d.renewed) > Lease && slices.ContainsFunc(old.routers, others)
 	if late && old.err == nil {
 		d.log.Warn("lease_lapsed", "for", (began.Sub(d.renewed) - Lease).String())
-		d.lapsed(true)
+		// What was not taken over must not be given up; what was, twice there, is recognised.
+		d.lapsed(began.Sub(d.renewed) > Lease+takeOver)
 	}
 	var p picture
 	p.err = d.store.RenewRouter(ctx, d.self, Lease)

@@ -455,7 +455,7 @@ func TestALeaseThatHasLapsed(t *testing.T) {
 			other bool
 			stall time.Duration
 			want  int64
-		}{{false, 2 * Lease, 0}, {true, Lease / 2, 0}, {true, 2 * Lease, 1}, {true, 0, 1}} {
+		}{{false, 2 * Lease, 0}, {true, Lease / 2, 0}, {true, Lease + refreshEvery, 0}, {true, 2 * Lease, 1}, {true, 0, 1}} {
 			if step.other {
 				if err := s.RenewRouter(t.Context(), router("r2"), time.Hour); err != nil {
 					t.Fatal(err)
