@@ -177,6 +177,7 @@ func TestThePictureOutlivesTheStore(t *testing.T) {
 		if d.Alive(zombie.NodeRef) || len(d.Gateways()) != 2 || len(d.Routers()) != 2 {
 			t.Fatalf("%v, %v", d.Gateways(), d.Routers())
 		}
+		synctest.Wait() // the look that is due now is over
 		stop(t, r2)
 		ring := d.Ring()
 		s.away.Store(true)
