@@ -62,7 +62,7 @@ func (g *Gateway) pushStop() {
 	g.teardown.Push("drain", g.cfg.DrainTimeout+stepBudget, func(ctx context.Context) error {
 		g.stopBy = time.Now().Add(g.cfg.DrainTimeout)
 		g.drainer.End()
-		known := g.drainer.Progress().GetDone() // and asked for by the control plane since
+		known := g.drainer.Progress().GetDone() // then the control plane has asked, and its operation is over
 		order := g.awaitSlot(ctx)
 		g.evacuation.forbid()
 		g.drain(ctx, order)

@@ -144,7 +144,7 @@ func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispat
 	results := make(chan dispatch.BufferResult, len(msgs)) // none blocks
 	for i, m := range msgs {
 		a.opts.Buffer.Put(dispatch.BufferEntry{
-			Key: key.UserKey, Devices: []string{key.Device}, Message: m, Front: m.Front || m.At == 0,
+			Key: key.UserKey, Devices: []string{key.Device}, Message: m, Front: m.First(),
 			Done: func(r dispatch.BufferResult) {
 				if r == dispatch.Online {
 					mu.Lock()

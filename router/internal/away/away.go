@@ -278,8 +278,7 @@ func (s *Store) lost(err error) {
 		s.outage.since = now
 		s.outages.Inc()
 	}
-	s.outage.err, s.outage.asked, s.outage.peer = err, make(chan struct{}), nil
-	s.outage.alone = false
+	s.outage = outage{since: s.outage.since, err: err, asked: make(chan struct{})}
 	s.calm = s.calm.lost(now)
 	s.state.Store(int32(away))
 	s.presence.Load().end()

@@ -1,6 +1,7 @@
 package away
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -13,6 +14,15 @@ import (
 
 func key(user, device string) route.DeviceKey {
 	return route.DeviceKey{UserKey: route.UserKey{Tenant: "t", User: user}, Device: device}
+}
+
+// homedAt is a device whose user has his home there.
+func (w *world) homedAt(m *member) route.DeviceKey {
+	for i := 0; ; i++ {
+		if k := key(fmt.Sprint("user", i), "d"); w.routers[0].home(k.UserKey) == m {
+			return k
+		}
+	}
 }
 
 // connect opens a session of the device at its user's home.
@@ -201,12 +211,7 @@ func TestOneRouterCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)
 		cut := w.routers[1]
-		var k route.DeviceKey
-		for i := range 100 {
-			if k = key(string(rune('a'+i)), "d"); w.routers[0].home(k.UserKey) == cut {
-				break
-			}
-		}
+		k := w.homedAt(cut)
 		at, e, _ := w.connect(k, w.gateways[0])
 		cut.cut.Store(true)
 		// The others do not notice, and must find what it binds.
@@ -244,12 +249,7 @@ func TestARouterThatWasAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)
 		cut := w.routers[1]
-		var k route.DeviceKey
-		for i := range 100 {
-			if k = key(string(rune('a'+i)), "d"); w.routers[0].home(k.UserKey) == cut {
-				break
-			}
-		}
+		k := w.homedAt(cut)
 		at, _, _ := w.connect(k, w.gateways[0])
 		cut.cut.Store(true)
 		cut.alone.Store(true)

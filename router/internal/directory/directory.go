@@ -21,7 +21,8 @@ const (
 	// refreshEvery bounds how late another router's news arrives.
 	refreshEvery = 500 * time.Millisecond
 	// takeOver is how long after the end of its lease a router may still be in others'
-	// pictures: they read the store so often, and one that was emptied not at all.
+	// pictures: they look every refreshEvery, and while the store may lack some they
+	// count a lease from when they saw it last.
 	takeOver = 2 * refreshEvery
 	// maxStrangers bounds the remembered references to nodes nobody knows.
 	maxStrangers = 4096

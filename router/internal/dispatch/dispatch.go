@@ -31,6 +31,9 @@ type Message struct {
 	Front bool
 }
 
+// First tells whether the message goes before all of known time when it is kept again.
+func (m *Message) First() bool { return m.Front || m.At == 0 }
+
 // Recipient is a user and the records found for him, possibly from a cache.
 type Recipient struct {
 	Key     route.UserKey

@@ -50,7 +50,7 @@ func (o *outbox) absent(f *flow, devices []string, it item) {
 	d := o.d
 	// What was recovered may be older than what is kept for these devices, or newer: it
 	// may have been sent to a session that had not got its backlog yet.
-	front := it.tracker == nil && (it.msg.Front || it.msg.At == 0)
+	front := it.tracker == nil && it.msg.First()
 	o.entries = append(o.entries, BufferEntry{Key: f.key, Devices: devices, Message: it.msg, Front: front, Done: func(r BufferResult) {
 		d.answered(f, devices, route.Location{}, it, r == Online)
 		what := outcome(0)

@@ -267,7 +267,6 @@ func (b *Buffer) move(home route.Router, load []moving) (ok bool) {
 	}
 	ok = true
 	moved := 0
-	online := map[route.UserKey]bool{}
 	for i, m := range load {
 		switch res.Msg.Results[i] {
 		case routerv1.BufferResponse_RESULT_STORED:
@@ -275,12 +274,7 @@ func (b *Buffer) move(home route.Router, load []moving) (ok bool) {
 			ok = b.opts.Local.Drop(m.key, m.held) && ok
 		case routerv1.BufferResponse_RESULT_SKIPPED: // counted there
 			ok = b.opts.Local.Drop(m.key, m.held) && ok
-		case routerv1.BufferResponse_RESULT_ONLINE:
-			if !online[m.key] {
-				online[m.key] = true
-				b.deliver(m.key)
-			}
-		default: // the routers do not agree yet
+		default: // the routers do not agree yet; what was moved is never refused as online
 			ok = false
 		}
 	}
