@@ -103,6 +103,8 @@ type Store struct {
 
 	mu      sync.Mutex
 	marker  string          // guarded by mu: the name of the backend's content
+	whole   bool            // guarded by mu: the backend said that nothing is missing in it
+	sure    uint64          // guarded by mu: the set of routers with which this one's users were all in it
 	reached bool            // guarded by mu: the backend has answered once
 	outage  outage          // guarded by mu
 	heal    recovery        // guarded by mu
@@ -298,7 +300,8 @@ func (s *Store) check() bool {
 	if s.phase() == away {
 		return false
 	}
-	id, created, err := s.backend.Marker(s.ctx)
+	ring := s.ring()
+	m, err := s.backend.Marker(s.ctx)
 	if err != nil {
 		if s.ctx.Err() == nil {
 			s.lost(err)
@@ -308,16 +311,27 @@ func (s *Store) check() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reached = true
-	same := !created && (s.marker == "" || s.marker == id)
-	s.marker = id
-	if same {
+	first := s.marker == ""
+	same := !m.Created && (first || s.marker == m.ID)
+	s.marker, s.whole = m.ID, m.Whole
+	// Users whose home this router is only now may be among those whose routes nobody
+	// has written yet: who was to do it may have died.
+	unsure := same && !m.Whole && (first || s.sure != ring) && !s.heal.rebuild
+	if m.Whole {
+		s.sure = ring
+	}
+	if same && !unsure {
 		return s.phase() == up
 	}
 	s.losses.Add(1)
-	s.log.Warn("redis_emptied")
+	if unsure {
+		s.log.Warn("redis_not_whole")
+	} else {
+		s.log.Warn("redis_emptied")
+	}
 	s.partial = time.Now().Add(s.opts.Lease)
 	s.mirror.doubt(time.Time{}, s.mine)
-	s.heal = recovery{began: time.Now(), rebuild: true, emptied: true}
+	s.heal = recovery{began: time.Now(), rebuild: true, emptied: first || !unsure}
 	if s.phase() == up {
 		s.state.Store(int32(healing))
 		s.wake()
@@ -327,9 +341,17 @@ func (s *Store) check() bool {
 
 // turn keeps the mirror in step with the set of routers.
 func (s *Store) turn() {
-	if d := s.cluster.Directory; d != nil {
-		s.mirror.turn(d.Ring(), s.mine)
+	if s.cluster.Directory != nil {
+		s.mirror.turn(s.ring(), s.mine)
 	}
+}
+
+// ring is the number of the present set of routers.
+func (s *Store) ring() uint64 {
+	if d := s.cluster.Directory; d != nil {
+		return d.Ring()
+	}
+	return 0
 }
 
 func (s *Store) mine(key route.UserKey) bool {

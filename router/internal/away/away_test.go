@@ -207,6 +207,46 @@ func TestColdMirrorsAfterAFlush(t *testing.T) {
 	})
 }
 
+// TestAHomeThatDiesBeforeItHasRebuilt: what it had not written yet is written by its next
+// start, or by who is the home then.
+func TestAHomeThatDiesBeforeItHasRebuilt(t *testing.T) {
+	for name, back := range map[string]time.Duration{"is back at once": time.Second, "is away for longer than a lease": 10 * time.Second} {
+		for loss, lose := range map[string]func(*world){
+			"flushed": func(w *world) { w.flush() },
+			"away":    func(w *world) { w.down.Store(true); pass(5 * time.Second) },
+		} {
+			t.Run(loss+", "+name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, 3, 2)
+					victim := w.routers[1]
+					k := w.homedAt(victim)
+					at, _, _ := w.connect(k, w.gateways[0])
+					lose(w)
+					if w.down.Load() {
+						at, _, _ = w.connect(k, w.gateways[1]) // the store has not heard of it
+						pass(time.Second)
+						w.down.Store(false)
+						pass(700 * time.Millisecond) // all have found it, and ask whether it stays
+					}
+					victim.kill()
+					other := w.routers[0]
+					if _, err := other.LookupFresh(t.Context(), key("no", "body").UserKey); err != nil {
+						t.Error(err)
+					}
+					pass(back)
+					w.restart(victim)
+					pass(20 * time.Second)
+					for _, m := range w.routers {
+						m.mirror.clear() // the store alone must do
+					}
+					w.want(k, &at)
+					w.end()
+				})
+			})
+		}
+	}
+}
+
 func TestOneRouterCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)

@@ -77,12 +77,16 @@ func (s *Store) run() {
 }
 
 // lookAgain asks the backend whether it is there, if somebody has given up waiting
-// for it.
+// for it, and whether it is whole, if this router has become the home of others.
 func (s *Store) lookAgain() {
+	ring := s.ring()
 	s.mu.Lock()
-	suspect := s.suspect
+	suspect, sure := s.suspect, s.marker != "" && s.sure == ring
 	s.suspect = false
 	s.mu.Unlock()
+	if !sure {
+		s.verify()
+	}
 	if suspect {
 		ctx, cancel := context.WithTimeout(s.ctx, 2*probeTimeout)
 		defer cancel()
@@ -191,10 +195,20 @@ func (s *Store) findPeer() {
 func (s *Store) recover() {
 	s.verify()
 	s.mu.Lock()
-	h, marker := s.heal, s.marker
+	h, marker, whole := s.heal, s.marker, s.whole
 	fresh := time.Since(s.started) < arrival
 	s.mu.Unlock()
-	if s.phase() != healing || h.rebuild && fresh {
+	if s.phase() != healing {
+		return
+	}
+	if h.rebuild && whole {
+		// Who is the home of these users after this router must know.
+		if err := s.backend.SetWhole(s.ctx, marker, false); err != nil {
+			s.failed(s.ctx, err)
+			return
+		}
+	}
+	if h.rebuild && fresh {
 		return
 	}
 	// Gateways that this router could not hear either have left its picture, and
@@ -202,6 +216,7 @@ func (s *Store) recover() {
 	if s.cluster.Directory.Read().Before(h.began) {
 		return
 	}
+	ring := s.ring()
 	routers := s.cluster.Directory.Routers()
 	want := state{marker, hashOf(routers)}
 	if h.done != want {
@@ -227,7 +242,7 @@ func (s *Store) recover() {
 		s.mu.Unlock()
 	}
 	if s.othersSettled(routers) {
-		s.finish(want)
+		s.finish(want, ring)
 	}
 }
 
@@ -269,11 +284,15 @@ func (s *Store) settled(marker string, routers uint64) bool {
 	return false
 }
 
-// finish is the step back to up.
-func (s *Store) finish(want state) {
+// finish is the step back to up, with that set of routers.
+func (s *Store) finish(want state, ring uint64) {
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	if !s.write() {
+		return
+	}
+	if err := s.backend.SetWhole(s.ctx, want.marker, true); err != nil {
+		s.failed(s.ctx, err)
 		return
 	}
 	s.mu.Lock()
@@ -283,6 +302,7 @@ func (s *Store) finish(want state) {
 	}
 	s.log.Info("routes_rebuilt", "routes", s.heal.routes, "duration_ms", time.Since(s.heal.began).Milliseconds(), "from_gateways", s.heal.rebuild)
 	s.heal, s.outage = recovery{}, outage{}
+	s.whole, s.sure = true, ring
 	s.begin()
 	s.state.Store(int32(up))
 	if s.cluster.Rebuilt != nil {

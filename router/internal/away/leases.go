@@ -230,7 +230,12 @@ func (s *Store) SetConns(ctx context.Context, tenant string, node route.NodeRef,
 }
 
 // Marker implements route.Store.
-func (s *Store) Marker(ctx context.Context) (id string, created bool, err error) {
-	err = s.pass(ctx, func() (err error) { id, created, err = s.backend.Marker(ctx); return err })
-	return id, created, err
+func (s *Store) Marker(ctx context.Context) (m route.Marker, err error) {
+	err = s.pass(ctx, func() (err error) { m, err = s.backend.Marker(ctx); return err })
+	return m, err
+}
+
+// SetWhole implements route.Store.
+func (s *Store) SetWhole(ctx context.Context, id string, whole bool) error {
+	return s.pass(ctx, func() error { return s.backend.SetWhole(ctx, id, whole) })
 }

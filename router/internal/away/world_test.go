@@ -40,7 +40,8 @@ type world struct {
 	redis    atomic.Pointer[memstore.Store]
 	down     atomic.Bool
 	slow     atomic.Int64 // what a call to the backend takes
-	routers  []*member
+	mu       sync.Mutex
+	routers  []*member // set under mu by the test, which may read it as it is
 	gateways []*gateway
 	open     func(*member) route.Store
 	stop     chan struct{}
@@ -76,25 +77,28 @@ func makeWorld(t testing.TB, routers, gateways int, open func(*member) route.Sto
 		w.gateways = append(w.gateways, g)
 	}
 	for i := range routers {
-		w.router(fmt.Sprint("r", i+1))
+		m := w.router(fmt.Sprint("r", i+1), 1)
+		w.mu.Lock()
+		w.routers = append(w.routers, m)
+		w.mu.Unlock()
 	}
 	w.renewals.Go(w.renew)
 	return w
 }
 
-func (w *world) router(id string) *member {
+// router starts one.
+func (w *world) router(id string, incarnation uint64) *member {
 	m := &member{w: w}
 	tel, err := telemetry.New(w.t.Context(), telemetry.Config{LogWriter: &m.logs})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	self := route.Router{NodeRef: route.NodeRef{ID: id, Incarnation: 1}, Endpoint: "http://" + id}
+	self := route.Router{NodeRef: route.NodeRef{ID: id, Incarnation: incarnation}, Endpoint: "http://" + id}
 	m.Store = New(Options{
 		Store: w.open(m), Self: self, Lease: directory.Lease,
 		Telemetry: tel,
 	})
 	m.dir = directory.New(m.Store, self, tel.Log, func() {}, func(bool) {})
-	w.routers = append(w.routers, m)
 	m.Start(Cluster{
 		Directory: m.dir,
 		Peer:      func(to route.Router) routerv1connect.PeerServiceClient { return wire{from: m, to: w.named(to.ID)} },
@@ -107,6 +111,30 @@ func (w *world) router(id string) *member {
 	return m
 }
 
+// stop ends a router.
+func (m *member) stop() {
+	_ = m.dir.Stop(context.Background())
+	m.Stop()
+	_ = m.Close()
+	_ = m.opts.Telemetry.Shutdown(context.Background())
+}
+
+// kill ends a router without a word to anybody.
+func (m *member) kill() {
+	m.cut.Store(true)
+	m.alone.Store(true)
+	m.stop()
+}
+
+// restart is a router's next start after kill.
+func (w *world) restart(m *member) *member {
+	next := w.router(m.opts.Self.ID, m.opts.Self.Incarnation+1)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.routers[slices.Index(w.routers, m)] = next
+	return next
+}
+
 // end stops everything; each router must be up, and say so.
 func (w *world) end() {
 	for _, m := range w.routers {
@@ -117,10 +145,7 @@ func (w *world) end() {
 	close(w.stop)
 	w.renewals.Wait()
 	for _, m := range w.routers {
-		_ = m.dir.Stop(context.Background())
-		m.Stop()
-		_ = m.Close()
-		_ = m.opts.Telemetry.Shutdown(context.Background())
+		m.stop()
 	}
 }
 
@@ -131,7 +156,7 @@ func (w *world) renew() {
 	for {
 		var all sync.WaitGroup
 		for _, g := range w.gateways {
-			for _, m := range w.routers {
+			for _, m := range w.members() {
 				if !g.dead.Load() {
 					all.Go(func() { _ = m.dir.Renew(context.Background(), g.node) })
 				}
@@ -149,7 +174,14 @@ func (w *world) renew() {
 func (w *world) flush() { w.redis.Store(memstore.New()) }
 
 func (w *world) named(id string) *member {
-	return w.routers[slices.IndexFunc(w.routers, func(m *member) bool { return m.opts.Self.ID == id })]
+	all := w.members()
+	return all[slices.IndexFunc(all, func(m *member) bool { return m.opts.Self.ID == id })]
+}
+
+func (w *world) members() []*member {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.routers)
 }
 
 // home is the user's home as the router sees it.
@@ -373,12 +405,13 @@ func (l *link) SetConns(ctx context.Context, tenant string, node route.NodeRef, 
 	return err
 }
 
-func (l *link) Marker(ctx context.Context) (string, bool, error) {
-	s, err := l.try(ctx)
-	if err != nil {
-		return "", false, err
-	}
-	return s.Marker(ctx)
+func (l *link) Marker(ctx context.Context) (route.Marker, error) {
+	return call(ctx, l, func(s *memstore.Store) (route.Marker, error) { return s.Marker(ctx) })
+}
+
+func (l *link) SetWhole(ctx context.Context, id string, whole bool) error {
+	_, err := call(ctx, l, func(s *memstore.Store) (int, error) { return 0, s.SetWhole(ctx, id, whole) })
+	return err
 }
 
 func (l *link) DeadNodes(ctx context.Context) ([]route.DeadNode, error) {

@@ -17,6 +17,7 @@ type upkeep struct {
 	dead   map[route.NodeRef]route.Death                  // to be cleaned, but for those that merely lapsed
 	buried map[route.NodeRef]time.Time
 	marker string
+	whole  bool // nothing is missing in what has that name
 	locks  map[string]lock
 }
 
@@ -189,14 +190,24 @@ func (s *Store) SetConns(_ context.Context, tenant string, node route.NodeRef, n
 }
 
 // Marker implements route.Store.
-func (s *Store) Marker(context.Context) (string, bool, error) {
+func (s *Store) Marker(context.Context) (route.Marker, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	created := s.marker == ""
 	if created {
 		s.marker = rand.Text()
 	}
-	return s.marker, created, nil
+	return route.Marker{ID: s.marker, Created: created, Whole: s.whole}, nil
+}
+
+// SetWhole implements route.Store.
+func (s *Store) SetWhole(_ context.Context, id string, whole bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if id == s.marker {
+		s.whole = whole
+	}
+	return nil
 }
 
 // Lock implements route.Store.

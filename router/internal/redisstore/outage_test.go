@@ -53,7 +53,8 @@ func every(ctx context.Context, s *Store) map[string]error {
 			return err
 		},
 		"Conns":  func() error { return s.SetConns(ctx, "t", node, 1) },
-		"Marker": func() error { _, _, err := s.Marker(ctx); return err },
+		"Marker":   func() error { _, err := s.Marker(ctx); return err },
+		"SetWhole": func() error { return s.SetWhole(ctx, "m", true) },
 		"Lock":   func() error { _, err := s.Lock(ctx, "l", "me", time.Second); return err },
 		"Unlock": func() error { return s.Unlock(ctx, "l", "me") },
 	} {

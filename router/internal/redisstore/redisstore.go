@@ -13,6 +13,7 @@
 //	mics:{n:node/incarnation/shard}:u  set  tenant/user/device/session[/late]
 //	mics:{n:node/incarnation/shard}:x  there while the incarnation is buried
 //	mics:marker            what is in Redis has this name
+//	{mics:marker}:whole    the same name when nothing is missing in it
 //	mics:lock:name         its owner
 //
 // The sets tell which routes name an incarnation, and are never fewer: a bind
@@ -97,8 +98,8 @@ type Store struct {
 	malformed   atomic.Uint64
 	malformedAt atomic.Int64 // Unix nanoseconds of the last log line
 
-	bind, change, renew, remove, living, acquire, release, tokens   script
-	dead, bury, note, reap, restore, marker, setConns, lock, unlock script
+	bind, change, renew, remove, living, acquire, release, tokens          script
+	dead, bury, note, reap, restore, marker, whole, setConns, lock, unlock script
 }
 
 var _ route.Store = (*Store)(nil)
@@ -125,7 +126,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		"bind": &s.bind, "change": &s.change, "renew": &s.renew, "remove": &s.remove,
 		"living": &s.living, "acquire": &s.acquire, "release": &s.release, "tokens": &s.tokens,
 		"dead": &s.dead, "bury": &s.bury, "note": &s.note, "reap": &s.reap, "restore": &s.restore,
-		"marker": &s.marker, "setconns": &s.setConns, "lock": &s.lock, "unlock": &s.unlock,
+		"marker": &s.marker, "whole": &s.whole, "setconns": &s.setConns, "lock": &s.lock, "unlock": &s.unlock,
 	} {
 		if *to, err = load(name); err != nil {
 			return nil, err

@@ -12,7 +12,10 @@ import (
 	"github.com/redis/rueidis"
 )
 
-const markerKey = "mics:marker"
+const (
+	markerKey = "mics:marker"
+	wholeKey  = "{" + markerKey + "}:whole" // in its slot
+)
 
 func lockKey(name string) string { return "mics:lock:" + name }
 
@@ -99,13 +102,25 @@ func (s *Store) restored(ctx context.Context, n route.NodeRef, records []route.R
 }
 
 // Marker implements route.Store.
-func (s *Store) Marker(ctx context.Context) (string, bool, error) {
+func (s *Store) Marker(ctx context.Context) (route.Marker, error) {
 	mine := rand.Text()
-	res, err := s.marker.exec(ctx, s, run{key: markerKey, args: []string{mine}}).ToString()
-	if err == nil && res == "" {
-		err = errors.New("an empty marker")
+	res, err := s.marker.exec(ctx, s, run{key: markerKey, more: []string{wholeKey}, args: []string{mine}}).AsStrSlice()
+	if err == nil && (len(res) != 2 || res[0] == "") {
+		err = errors.New("an odd marker")
 	}
-	return res, err == nil && res == mine, unavailable("read the marker", err)
+	if err != nil {
+		return route.Marker{}, unavailable("read the marker", err)
+	}
+	return route.Marker{ID: res[0], Created: res[0] == mine, Whole: res[1] == res[0]}, nil
+}
+
+// SetWhole implements route.Store.
+func (s *Store) SetWhole(ctx context.Context, id string, whole bool) error {
+	said := ""
+	if whole {
+		said = id
+	}
+	return unavailable("say that the routes are whole", s.whole.exec(ctx, s, run{key: markerKey, more: []string{wholeKey}, args: []string{id, said}}).Error())
 }
 
 // Lock implements route.Store.

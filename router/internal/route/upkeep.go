@@ -57,6 +57,15 @@ type Restored struct {
 	Record Record
 }
 
+// Marker is the name of a backend's content.
+type Marker struct {
+	ID      string
+	Created bool // by this very call: there was nothing before
+	// Whole: nothing that the backend should hold is missing in it, as SetWhole says.
+	// New content is not.
+	Whole bool
+}
+
 // Upkeep is the part of a Store that cleans up after gateways that died, and
 // rebuilds what the backend lost.
 //
@@ -91,8 +100,11 @@ type Upkeep interface {
 	// SetConns makes n the node's count of the tenant's connections.
 	SetConns(ctx context.Context, tenant string, node NodeRef, n int) error
 	// Marker returns the name of the backend's present content. It is drawn anew
-	// by the first who asks after the backend has lost everything: created.
-	Marker(ctx context.Context) (id string, created bool, err error)
+	// by the first who asks after the backend has lost everything.
+	Marker(ctx context.Context) (Marker, error)
+	// SetWhole says whether anything is missing in the content of that name. It does
+	// nothing if the content has another one.
+	SetWhole(ctx context.Context, id string, whole bool) error
 
 	// Lock takes the named lock for ttl, or prolongs it if owner holds it; false:
 	// somebody else does.

@@ -207,16 +207,32 @@ func countsSet(t *testing.T, s route.Store, _ func(time.Duration)) {
 }
 
 func markerStays(t *testing.T, s route.Store, pass func(time.Duration)) {
-	first, created, err := s.Marker(t.Context())
-	if err != nil || !created || first == "" {
-		t.Fatalf("%q, %v, %v", first, created, err)
+	first, err := s.Marker(t.Context())
+	if err != nil || !first.Created || first.Whole || first.ID == "" {
+		t.Fatalf("%+v, %v", first, err)
 	}
-	for range 3 {
-		if id, created, err := s.Marker(t.Context()); err != nil || created || id != first {
-			t.Fatalf("%q, %v, %v, want %q", id, created, err, first)
+	want := func(whole bool) {
+		t.Helper()
+		if m, err := s.Marker(t.Context()); err != nil || m != (route.Marker{ID: first.ID, Whole: whole}) {
+			t.Fatalf("%+v, %v, want %q, %v", m, err, first.ID, whole)
 		}
-		pass(1000 * time.Hour)
 	}
+	set := func(id string, whole bool) {
+		t.Helper()
+		if err := s.SetWhole(t.Context(), id, whole); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(false)
+	set("of a content that is gone", true)
+	want(false)
+	set(first.ID, true)
+	pass(1000 * time.Hour)
+	want(true)
+	set("of a content that is gone", false)
+	want(true)
+	set(first.ID, false)
+	want(false)
 }
 
 func oneHoldsALock(t *testing.T, s route.Store, pass func(time.Duration)) {
