@@ -247,6 +247,29 @@ func TestAHomeThatDiesBeforeItHasRebuilt(t *testing.T) {
 	}
 }
 
+// TestWhoLeftAFewMomentsAfterTheHomeChanged: his home had not seen him come, and the one
+// before did not see him leave.
+func TestWhoLeftAFewMomentsAfterTheHomeChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 2)
+		first := w.routers[1]
+		k := w.homedAt(first)
+		w.routers[1].kill()
+		pass(10 * time.Second)
+		at, epoch, _ := w.connect(k, w.gateways[0])
+		w.restart(first)
+		pass(10 * time.Second)
+		w.leave(k, at, epoch)
+		w.flush()
+		pass(10 * time.Second)
+		for _, m := range w.routers {
+			m.mirror.clear() // the store alone must do
+		}
+		w.want(k, nil)
+		w.end()
+	})
+}
+
 func TestOneRouterCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)

@@ -238,16 +238,27 @@ func (m *mirror) change(c route.Change) (route.Record, bool) {
 	return r, ok
 }
 
-// applied takes a change that the store has made.
+// applied takes a change that the store has made. Of who has left it remembers also
+// what it did not know: no gateway could tell it again.
 func (m *mirror) applied(c route.Change) {
+	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e := m.users[c.Key.UserKey]
-	if e == nil {
+	known := false
+	var i int
+	if e != nil {
+		i, known = find(e.records, c.Key.Device)
+	}
+	if !known {
+		if c.To == route.Ghost && c.GhostTTL > 0 {
+			if r, ok := changed(nil, c, now); ok {
+				m.set(m.get(c.Key.UserKey), r)
+			}
+		}
 		return
 	}
-	i, ok := find(e.records, c.Key.Device)
-	if !ok || e.records[i].Epoch > c.Epoch {
+	if e.records[i].Epoch > c.Epoch {
 		return
 	}
 	e.version++
@@ -258,7 +269,7 @@ func (m *mirror) applied(c route.Change) {
 		e.records = slices.Delete(e.records, i, i+1)
 		delete(m.dirty, c.Key)
 	case c.To == route.Ghost:
-		e.records[i].State, e.records[i].Until = route.Ghost, time.Now().Add(c.GhostTTL)
+		e.records[i].State, e.records[i].Until = route.Ghost, now.Add(c.GhostTTL)
 	}
 }
 
