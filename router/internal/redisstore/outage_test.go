@@ -52,11 +52,11 @@ func every(ctx context.Context, s *Store) map[string]error {
 			_, err := s.Restore(ctx, []route.Restored{{Key: phone, Record: route.Record{State: route.Live, Node: node}}})
 			return err
 		},
-		"Conns":  func() error { return s.SetConns(ctx, "t", node, 1) },
+		"Conns":    func() error { return s.SetConns(ctx, "t", node, 1) },
 		"Marker":   func() error { _, err := s.Marker(ctx); return err },
 		"SetWhole": func() error { return s.SetWhole(ctx, "m", true) },
-		"Lock":   func() error { _, err := s.Lock(ctx, "l", "me", time.Second); return err },
-		"Unlock": func() error { return s.Unlock(ctx, "l", "me") },
+		"Lock":     func() error { _, err := s.Lock(ctx, "l", "me", time.Second); return err },
+		"Unlock":   func() error { return s.Unlock(ctx, "l", "me") },
 	} {
 		wg.Go(func() {
 			if err := call(); !errors.Is(err, route.ErrUnavailable) {
