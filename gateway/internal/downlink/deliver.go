@@ -97,19 +97,26 @@ func (st *stream) receive(ctx context.Context, bidi *connect.BidiStream[gatewayv
 	r := st.svc.o.Registry.Router(session.RouterRef{ID: m.GetRouterId(), Incarnation: m.GetRouterIncarnation()})
 	r.Process.Lock() // behind the last batch of the stream that this one replaces
 	r.Attach(st.wake)
-	for _, id := range m.GetConfirmSessions() {
-		st.svc.o.Registry.Reconfirm(id, r)
-	}
 	r.Process.Unlock()
 	st.router = r
 	close(hello)
 	for {
+		st.reconfirm(m.GetConfirmSessions())
 		if err := st.take(ctx, m.GetDeliveries()); err != nil {
 			return err
 		}
 		if m, err = bidi.Receive(); err != nil {
 			return err
 		}
+	}
+}
+
+// reconfirm has the router told again what sessions have confirmed.
+func (st *stream) reconfirm(sessions []uint64) {
+	st.router.Process.Lock()
+	defer st.router.Process.Unlock()
+	for _, id := range sessions {
+		st.svc.o.Registry.Reconfirm(id, st.router)
 	}
 }
 

@@ -184,6 +184,15 @@ func TestDeliver(t *testing.T) {
 		t.Errorf("answers %v", all)
 	}
 	testkit.Eventually(t, "shown once", func() bool { return slices.Equal(c.Delivered(), []string{"7", "8", "9", "10"}) })
+
+	// A router may ask later, too.
+	s.before = 10
+	if err := s.Send(&gatewayv1.DeliverRequest{ConfirmSessions: []uint64{98, ann.ID()}}); err != nil {
+		t.Fatal(err)
+	}
+	s.answers(func(m *gatewayv1.DeliverResponse) bool {
+		return confirmed(98, session.LastBacklog)(m) && confirmed(ann.ID(), 10)(m)
+	})
 }
 
 func TestASecondStreamReplacesTheFirst(t *testing.T) {

@@ -195,6 +195,44 @@ func TestASessionThatNeverCameToBe(t *testing.T) {
 	})
 }
 
+// TestABacklogAtTheBeginningOfAStream: until a gateway has said something on a stream it may
+// not know it, and drop what it has to confirm. So it is asked.
+func TestABacklogAtTheBeginningOfAStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		d := w.dispatcher()
+		defer d.Close()
+		asked := func() []uint64 {
+			time.Sleep(time.Second) // fake time
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return slices.Compact(slices.Sorted(slices.Values(w.asked)))
+		}
+		connect := func(device string, id uint64) {
+			w.kept[device] = []string{"kept for " + device}
+			w.bind(device, node(1), id)
+		}
+		mute := func(yes bool) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.mute = yes
+		}
+		mute(true)
+		connect("phone", 1)
+		asked()
+		connect("desk", 2)
+		if got := asked(); !slices.Equal(got, []uint64{1, 2}) {
+			t.Errorf("asked for the confirms of %v", got)
+		}
+		mute(false)
+		asked()
+		connect("tablet", 3)
+		if got := asked(); !slices.Equal(got, []uint64{1, 2}) {
+			t.Errorf("asked for the confirms of %v, one of them needlessly", got)
+		}
+	})
+}
+
 // TestWhatIsGivenBackKeepsItsTime: a session that never came to be had accepted what
 // was sent to it before it had its backlog, so that is not older than all that is kept.
 // Of what is in the front, or of an unknown time, it is so.

@@ -54,6 +54,8 @@ type link struct {
 	mu          sync.Mutex
 	queue       []queued            // guarded by mu: unanswered, ids rising
 	sent        int                 // guarded by mu: how many of queue went out on this stream
+	heard       bool                // guarded by mu: this stream has brought an answer
+	ask         []uint64            // guarded by mu: sessions whose confirms may have met no stream
 	nextID      uint64              // guarded by mu
 	nextBacklog uint64              // guarded by mu
 	held        map[sequence][]held // guarded by mu: accepted and not confirmed, ids rising
@@ -131,10 +133,7 @@ func (l *link) push(s *sending) bool {
 	l.queue = append(l.queue, queued{s, l.nextID, time.Now()})
 	l.nextID++
 	l.mu.Unlock()
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
+	l.nudge()
 	return true
 }
 
@@ -154,7 +153,21 @@ func (l *link) hold(copies []target) (ids []uint64, ok bool) {
 		l.held[at] = append(l.held[at], held{t, l.nextBacklog, cost(t.item.msg, 1)})
 		l.nextBacklog++
 	}
+	if !l.heard && len(copies) > 0 {
+		// The gateway may not know this stream yet, and keeps no confirm for it. The
+		// stream's first message may have been written without this session.
+		l.ask = append(l.ask, copies[0].session)
+		l.nudge()
+	}
 	return ids, true
+}
+
+// nudge has the stream look at what there is to send.
+func (l *link) nudge() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
 }
 
 func (l *link) uncharge(copies []target) {
@@ -249,7 +262,7 @@ func (l *link) stream() bool {
 	// The end of ctx alone does not end a stream whose request is still open.
 	defer context.AfterFunc(ctx, func() { _ = s.CloseRequest() })()
 	l.mu.Lock()
-	l.sent = 0
+	l.sent, l.heard, l.ask = 0, false, nil
 	var unconfirmed []uint64
 	for at := range l.held {
 		if !at.backlog || l.held[sequence{at.session, false}] == nil {
@@ -275,8 +288,8 @@ func (l *link) stream() bool {
 		ConfirmSessions: unconfirmed,
 	})
 	for err == nil {
-		batch := l.batch()
-		if len(batch) == 0 {
+		batch, ask := l.batch()
+		if len(batch)+len(ask) == 0 {
 			select {
 			case <-l.wake:
 				continue
@@ -285,7 +298,7 @@ func (l *link) stream() bool {
 				continue
 			}
 		}
-		err = s.Send(&gatewayv1.DeliverRequest{Deliveries: batch})
+		err = s.Send(&gatewayv1.DeliverRequest{Deliveries: batch, ConfirmSessions: ask})
 	}
 	cancel()
 	_ = s.CloseRequest()
@@ -294,11 +307,11 @@ func (l *link) stream() bool {
 	return answered
 }
 
-// batch is what has not gone out on this stream, bounded.
-func (l *link) batch() []*gatewayv1.Delivery {
+// batch is what has not gone out on this stream, bounded, and the sessions to ask for.
+func (l *link) batch() (out []*gatewayv1.Delivery, ask []uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var out []*gatewayv1.Delivery
+	ask, l.ask = l.ask, nil
 	bytes := 0
 	for l.sent < len(l.queue) && len(out) < maxBatch && bytes < maxBatchBytes {
 		q := l.queue[l.sent]
@@ -313,7 +326,7 @@ func (l *link) batch() []*gatewayv1.Delivery {
 		bytes += len(q.msg.Bytes)
 		l.sent++
 	}
-	return out
+	return out, ask
 }
 
 // answer takes one response: all up to its id are answered, the refusals are
@@ -329,6 +342,7 @@ func (l *link) answer(res *gatewayv1.DeliverResponse) {
 	}
 
 	l.mu.Lock()
+	l.heard = true
 	n := 0
 	for n < len(l.queue) && l.queue[n].id <= res.AnsweredThrough {
 		n++

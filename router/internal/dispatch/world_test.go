@@ -32,6 +32,8 @@ type world struct {
 	front    map[string]bool     // message → BufferEntry.Front
 	repeats  int                 // what a device had got already
 	breaks   func() bool         // whether a stream is cut before its answer
+	mute     bool                // whether streams bring no answers
+	asked    []uint64            // sessions whose confirms were asked for
 	latency  func() time.Duration
 	pmu      sync.Mutex
 	putting  chan struct{} // guarded by pmu: closed when the last Put is done
@@ -314,6 +316,7 @@ func (s *stream) Send(req *gatewayv1.DeliverRequest) error {
 	if s.w.dead[s.node] {
 		return errors.New("dead")
 	}
+	s.w.asked = append(s.w.asked, req.ConfirmSessions...)
 	for _, d := range req.Deliveries {
 		res.AnsweredThrough = d.Id
 		for _, id := range d.SessionIds {
@@ -352,7 +355,7 @@ func (s *stream) Receive() (*gatewayv1.DeliverResponse, error) {
 			s.w.mu.Lock()
 			ids := s.w.ever[s.node]
 			res := &gatewayv1.DeliverResponse{Confirms: s.w.confirms(s.node, ids)}
-			gone := s.w.dead[s.node] || len(s.answers) > 0
+			gone := s.w.dead[s.node] || s.w.mute || len(s.answers) > 0
 			s.w.mu.Unlock()
 			if !gone && len(ids) > 0 {
 				return res, nil

@@ -296,7 +296,9 @@ type DeliverRequest struct {
 	Deliveries         []*Delivery `protobuf:"bytes,4,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
 	// In the first message of a stream: sessions of which the router holds copies
 	// that were answered on an earlier stream. The gateway sends a Confirm for each
-	// of them at once, because one may have been lost with that stream.
+	// of them at once, because one may have been lost with that stream. In a later
+	// message: sessions that got a backlog before the router had heard anything on
+	// this stream, because their Confirm may have been due before the gateway knew it.
 	ConfirmSessions []uint64 `protobuf:"varint,5,rep,packed,name=confirm_sessions,json=confirmSessions,proto3" json:"confirm_sessions,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
