@@ -243,6 +243,7 @@ func (r *Router) Start(ctx context.Context) error {
 	r.started = true
 	r.away.Start(away.Cluster{Directory: r.directory, Peer: r.peer, Gateway: r.gateway, Rebuilt: r.buffer.Recheck})
 	r.directory.Start()
+	r.buffer.Come()
 	stop := make(chan struct{})
 	done := make(chan struct{})
 	go func() {

@@ -53,14 +53,15 @@ func homedAt(t *testing.T, r *Router, name string) string {
 	return ""
 }
 
-// two starts two routers on one Redis that know each other.
+// two starts two routers on one Redis that know each other and have written all routes
+// that there are.
 func two(t *testing.T, a *acme, more map[string]string) (*Router, *Router) {
 	t.Helper()
 	redis, hooks := testkit.Redis(t), a.serve(t)
 	r1 := startRouter(t, "r1", redis, hooks, more)
 	r2 := startRouter(t, "r2", redis, hooks, more)
 	for _, r := range []*Router{r1, r2} {
-		testkit.Eventually(t, "the routers know each other", func() bool { return len(r.directory.Routers()) == 2 })
+		testkit.Eventually(t, "the routers know each other", func() bool { return len(r.directory.Routers()) == 2 && len(r.away.Degraded()) == 0 })
 	}
 	return r1, r2
 }

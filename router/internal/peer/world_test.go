@@ -130,7 +130,7 @@ func (w *world) join() *member {
 	m.sents = dedup.NewTable[string](1<<20, nil)
 	now := w.picture(m)
 	w.mu.Unlock()
-	m.view.Store(&now)
+	m.view.Store(&[]route.Router{m.self}) // until the directory has been read
 	m.Buffer = NewBuffer(Options{
 		Directory: m, Members: m, Local: m.local, Recall: recall.New(func(int) {}), Lookup: m.lookup, Sents: m.sents, Deliver: m.deliver,
 		Client: func(to route.Router) routerv1connect.PeerServiceClient { return wire2{from: m, to: w.named(to.ID)} },
@@ -143,6 +143,9 @@ func (w *world) join() *member {
 	})
 	m.sents.OnSent(m.Sent)
 	m.opts.Recall.OnEnded(m.Took)
+	m.view.Store(&now)
+	m.Rebalance()
+	m.Come()
 	w.mu.Lock()
 	w.all, w.members = append(w.all, m), append(w.members, m)
 	w.mu.Unlock()
