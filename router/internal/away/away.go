@@ -89,7 +89,7 @@ type Store struct {
 
 	gateways, routers askers
 	marks, saves      flights
-	search            flights // of findPeer, by save
+	search, absent    flights // of findPeer, by save; of learnAbsent
 
 	state atomic.Int32 // a phase; changes under mu
 	// presence is the time since the backend was there last, whole; it ends when it
@@ -161,7 +161,7 @@ func New(o Options) *Store {
 		o.MaxUsers = defaultMaxUsers
 	}
 	t := o.Telemetry
-	s := &Store{backend: o.Store, opts: o, log: t.Log, drift: map[share]int{}, kick: make(chan struct{}, 1), marks: newFlights(), saves: newFlights(), search: newFlights()}
+	s := &Store{backend: o.Store, opts: o, log: t.Log, drift: map[share]int{}, kick: make(chan struct{}, 1), marks: newFlights(), saves: newFlights(), search: newFlights(), absent: newFlights()}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.begin()
 	s.outages = t.Counter("mics_redis_outages_total", "Times that the route store was lost.")

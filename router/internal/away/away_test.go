@@ -270,6 +270,34 @@ func TestWhoLeftAFewMomentsAfterTheHomeChanged(t *testing.T) {
 	})
 }
 
+// TestWhoLeftBeforeTheHomeChanged: his home knows him by the store alone, and the one before
+// has to say that it remembers him as soon as the store has not.
+func TestWhoLeftBeforeTheHomeChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 2)
+		first := w.routers[1]
+		k := w.homedAt(first)
+		first.kill()
+		pass(10 * time.Second)
+		at, epoch, _ := w.connect(k, w.gateways[0])
+		w.connect(key(k.User, "stays"), w.gateways[1])
+		w.leave(k, at, epoch)
+		first = w.restart(first)
+		pass(10 * time.Second)
+		w.flush()
+		for range 2 { // also when a device of the user is in the store again
+			found, err := first.LookupFresh(t.Context(), k.UserKey)
+			if i, ok := find(found, k.Device); err != nil || !ok || found[i].State != route.Ghost {
+				t.Errorf("his home finds %+v, %v", found, err)
+			}
+		}
+		w.want(k, nil)
+		pass(10 * time.Second)
+		w.want(k, nil)
+		w.end()
+	})
+}
+
 func TestOneRouterCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -28,6 +30,9 @@ const (
 	listPatience = 20 * time.Second
 	// arrival is how long gateways need to find a router that has just started.
 	arrival = 1500 * time.Millisecond
+	// absentEvery is how often other routers are asked to write what they remember, as
+	// long as one has not said that it did.
+	absentEvery = time.Second
 	// listsAtOnce bounds the gateways that are listed at the same time.
 	listsAtOnce = 4
 )
@@ -38,6 +43,8 @@ type recovery struct {
 	rebuild bool  // the gateways' lists are needed
 	emptied bool  // the backend had lost everything, the counts too
 	done    state // what this router's part is done for
+	absent  state // with what others have written what they remember
+	asked   time.Time
 	routes  int
 }
 
@@ -248,8 +255,12 @@ func (s *Store) recover() {
 
 // othersSettled tells whether what the other routers answer for is in the backend.
 func (s *Store) othersSettled(routers []route.Router) bool {
-	var mu sync.Mutex
-	settled := true
+	return s.others(routers, s.question(), (*routerv1.RecordsResponse).GetSettled)
+}
+
+// others asks all other routers at once, and tells whether each said yes.
+func (s *Store) others(routers []route.Router, req *routerv1.RecordsRequest, yes func(*routerv1.RecordsResponse) bool) bool {
+	var no atomic.Bool
 	var wg sync.WaitGroup
 	for _, r := range routers {
 		if r.ID == s.opts.Self.ID {
@@ -258,16 +269,44 @@ func (s *Store) othersSettled(routers []route.Router) bool {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(s.ctx, askTimeout)
 			defer cancel()
-			res, err := s.cluster.Peer(r).Records(ctx, connect.NewRequest(s.question()))
-			if err != nil || !res.Msg.GetSettled() {
-				mu.Lock()
-				defer mu.Unlock()
-				settled = false
+			res, err := s.cluster.Peer(r).Records(ctx, connect.NewRequest(req))
+			if err != nil || !yes(res.Msg) {
+				no.Store(true)
 			}
 		})
 	}
 	wg.Wait()
-	return settled
+	return !no.Load()
+}
+
+// learnAbsent sees to it, while healing, that what other routers remember is in the
+// backend: who is absent, and left when another one was his home, no gateway knows. A
+// router that does not say so is asked again when absentEvery has passed.
+func (s *Store) learnAbsent() {
+	routers := s.cluster.Directory.Routers()
+	known := func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.phase() != healing || s.heal.absent == state{s.marker, hashOf(routers)} || time.Since(s.heal.asked) < absentEvery
+	}
+	if known() {
+		return
+	}
+	s.absent.do(func() bool {
+		if known() {
+			return true
+		}
+		req := s.question()
+		req.Save = true
+		saved := s.others(routers, req, (*routerv1.RecordsResponse).GetSaved)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.heal.asked = time.Now()
+		if saved {
+			s.heal.absent = state{req.GetMarker(), req.GetRoutersHash()}
+		}
+		return saved
+	})
 }
 
 // settled tells another router, which knows this marker and these routers, whether

@@ -303,6 +303,7 @@ func pick(keys []route.UserKey, indexes []int) []route.UserKey {
 // gather puts together what the backend (while healing), another router that
 // reaches it, or all gateways know of the users at these indexes.
 func (s *Store) gather(ctx context.Context, keys []route.UserKey, open []int, w who, out []finding) {
+	s.learnAbsent()
 	want := pick(keys, open)
 	found := make([][]route.Record, len(want))
 	err := s.sources(ctx, want, w, found)

@@ -44,6 +44,9 @@ func (s *Store) ServeRecords(ctx context.Context, req *routerv1.RecordsRequest) 
 		u.Uncertain = f.err != nil
 		res.Users = append(res.Users, u)
 	}
+	if req.GetSave() {
+		res.Saved = s.phase() != away && s.write() && s.markerNow() == req.GetMarker()
+	}
 	res.Settled = s.settled(req.GetMarker(), req.GetRoutersHash())
 	return res, nil
 }

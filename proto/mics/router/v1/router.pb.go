@@ -3638,8 +3638,10 @@ type RecordsRequest struct {
 	Away bool `protobuf:"varint,4,opt,name=away,proto3" json:"away,omitempty"`
 	// What the store's content is called, as far as the caller knows, and the
 	// routers that it has in mind: see RecordsResponse.settled.
-	Marker        string `protobuf:"bytes,5,opt,name=marker,proto3" json:"marker,omitempty"`
-	RoutersHash   uint64 `protobuf:"varint,6,opt,name=routers_hash,json=routersHash,proto3" json:"routers_hash,omitempty"`
+	Marker      string `protobuf:"bytes,5,opt,name=marker,proto3" json:"marker,omitempty"`
+	RoutersHash uint64 `protobuf:"varint,6,opt,name=routers_hash,json=routersHash,proto3" json:"routers_hash,omitempty"`
+	// Write what is not in the store before you answer: see RecordsResponse.saved.
+	Save          bool `protobuf:"varint,7,opt,name=save,proto3" json:"save,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3714,6 +3716,13 @@ func (x *RecordsRequest) GetRoutersHash() uint64 {
 		return x.RoutersHash
 	}
 	return 0
+}
+
+func (x *RecordsRequest) GetSave() bool {
+	if x != nil {
+		return x.Save
+	}
+	return false
 }
 
 type UserRecords struct {
@@ -3848,7 +3857,10 @@ type RecordsResponse struct {
 	Learned bool `protobuf:"varint,3,opt,name=learned,proto3" json:"learned,omitempty"`
 	// What the receiver answers for is in the store that has this marker: nothing
 	// that it alone remembers is missing there, by these routers' share of users.
-	Settled       bool `protobuf:"varint,4,opt,name=settled,proto3" json:"settled,omitempty"`
+	Settled bool `protobuf:"varint,4,opt,name=settled,proto3" json:"settled,omitempty"`
+	// All that the receiver remembers is in the store that has this marker, whoever is
+	// the home of these users now.
+	Saved         bool `protobuf:"varint,5,opt,name=saved,proto3" json:"saved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3907,6 +3919,13 @@ func (x *RecordsResponse) GetLearned() bool {
 func (x *RecordsResponse) GetSettled() bool {
 	if x != nil {
 		return x.Settled
+	}
+	return false
+}
+
+func (x *RecordsResponse) GetSaved() bool {
+	if x != nil {
+		return x.Saved
 	}
 	return false
 }
@@ -4208,14 +4227,15 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\fSyncResponse\x12\x17\n" +
 	"\ain_step\x18\x01 \x01(\bR\x06inStep\x12\x18\n" +
 	"\amissing\x18\x02 \x03(\rR\amissing\x12\x12\n" +
-	"\x04full\x18\x03 \x03(\rR\x04full\"\xf2\x01\n" +
+	"\x04full\x18\x03 \x03(\rR\x04full\"\x86\x02\n" +
 	"\x0eRecordsRequest\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.mics.router.v1.RouterInfoR\x04from\x12.\n" +
 	"\x05users\x18\x02 \x03(\v2\x18.mics.gateway.v1.UserRefR\x05users\x121\n" +
 	"\x05learn\x18\x03 \x03(\v2\x1b.mics.router.v1.UserRecordsR\x05learn\x12\x12\n" +
 	"\x04away\x18\x04 \x01(\bR\x04away\x12\x16\n" +
 	"\x06marker\x18\x05 \x01(\tR\x06marker\x12!\n" +
-	"\frouters_hash\x18\x06 \x01(\x04R\vroutersHash\"\x99\x01\n" +
+	"\frouters_hash\x18\x06 \x01(\x04R\vroutersHash\x12\x12\n" +
+	"\x04save\x18\a \x01(\bR\x04save\"\x99\x01\n" +
 	"\vUserRecords\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x126\n" +
@@ -4223,12 +4243,13 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\tuncertain\x18\x04 \x01(\bR\tuncertain\"C\n" +
 	"\fDeviceRecord\x12\x1b\n" +
 	"\tdevice_id\x18\x01 \x01(\tR\bdeviceId\x12\x16\n" +
-	"\x06record\x18\x02 \x01(\tR\x06record\"\x88\x01\n" +
+	"\x06record\x18\x02 \x01(\tR\x06record\"\x9e\x01\n" +
 	"\x0fRecordsResponse\x121\n" +
 	"\x05users\x18\x01 \x03(\v2\x1b.mics.router.v1.UserRecordsR\x05users\x12\x0e\n" +
 	"\x02up\x18\x02 \x01(\bR\x02up\x12\x18\n" +
 	"\alearned\x18\x03 \x01(\bR\alearned\x12\x18\n" +
-	"\asettled\x18\x04 \x01(\bR\asettled2\xd5\x06\n" +
+	"\asettled\x18\x04 \x01(\bR\asettled\x12\x14\n" +
+	"\x05saved\x18\x05 \x01(\bR\x05saved2\xd5\x06\n" +
 	"\rRouterService\x12Q\n" +
 	"\bRegister\x12\x1f.mics.router.v1.RegisterRequest\x1a .mics.router.v1.RegisterResponse(\x010\x01\x12V\n" +
 	"\vOpenSession\x12\".mics.router.v1.OpenSessionRequest\x1a#.mics.router.v1.OpenSessionResponse\x12\\\n" +
