@@ -244,6 +244,7 @@ func (r *Router) Start(ctx context.Context) error {
 	r.away.Start(away.Cluster{Directory: r.directory, Peer: r.peer, Gateway: r.gateway, Rebuilt: r.buffer.Recheck})
 	r.directory.Start()
 	r.buffer.Come()
+	r.away.Announce()
 	stop := make(chan struct{})
 	done := make(chan struct{})
 	go func() {

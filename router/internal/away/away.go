@@ -26,6 +26,7 @@ import (
 
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/proto/mics/gateway/v1/gatewayv1connect"
+	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/route"
 )
@@ -54,7 +55,7 @@ type Options struct {
 	Telemetry *telemetry.Telemetry
 }
 
-// Directory is this router's picture of who is alive. None of it may ask the
+// Directory is this router's picture of who is alive. None of it but Hear may ask the
 // store.
 type Directory interface {
 	Home(route.UserKey) (home route.Router, self bool)
@@ -67,6 +68,8 @@ type Directory interface {
 	Gateways() []route.Node
 	Read() time.Time
 	Gateway(route.NodeRef) (route.Node, bool)
+	// Hear takes a router's word that it lives; it may ask the store.
+	Hear(context.Context, route.Router)
 }
 
 // Cluster is who else there is.
@@ -188,6 +191,13 @@ func (s *Store) Start(c Cluster) {
 	s.started = time.Now()
 	s.mu.Unlock()
 	s.spawn(s.run)
+}
+
+// Announce tells the other routers that this one is there, when its Directory has been
+// read: the store may be lost before they read it again, and then they would go on as if
+// this one were not. It waits for their answers, a second at most.
+func (s *Store) Announce() {
+	s.others(s.cluster.Directory.Routers(), s.question(), func(*routerv1.RecordsResponse) bool { return true })
 }
 
 // Stop ends the watch and waits for it. What is not saved by then the backend does

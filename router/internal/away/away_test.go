@@ -298,6 +298,32 @@ func TestWhoLeftBeforeTheHomeChanged(t *testing.T) {
 	})
 }
 
+// TestARouterThatStartsJustBeforeAnOutage: the others know it, though they have not read
+// the store since.
+func TestARouterThatStartsJustBeforeAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 2)
+		first, other := w.routers[1], w.routers[0]
+		k := w.homedAt(first)
+		first.kill()
+		pass(10 * time.Second)
+		at, epoch, _ := w.connect(k, w.gateways[0])
+		first = w.restart(first)
+		w.down.Store(true)
+		if home, _ := other.dir.Home(k.UserKey); home.NodeRef != first.opts.Self.NodeRef {
+			t.Errorf("the home is %v", home)
+		}
+		pass(time.Second)
+		w.connect(key(k.User, "stays"), w.gateways[1])
+		w.leave(k, at, epoch)
+		w.want(k, nil)
+		w.down.Store(false)
+		pass(20 * time.Second)
+		w.want(k, nil)
+		w.end()
+	})
+}
+
 func TestOneRouterCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)

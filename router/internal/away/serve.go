@@ -17,6 +17,10 @@ func (s *Store) ServeRecords(ctx context.Context, req *routerv1.RecordsRequest) 
 	if len(req.GetUsers()) > maxAsked || len(req.GetLearn()) > maxAsked {
 		return nil, fault.New(fault.Invalid, "too many users at once")
 	}
+	from := route.Router{
+		NodeRef:  route.NodeRef{ID: req.GetFrom().GetNodeId(), Incarnation: req.GetFrom().GetIncarnation()},
+		Endpoint: req.GetFrom().GetEndpoint(), Version: req.GetFrom().GetVersion(),
+	}
 	if m := req.GetMarker(); m != "" && m != s.markerNow() && s.phase() == up {
 		s.verify()
 	}
@@ -26,14 +30,14 @@ func (s *Store) ServeRecords(ctx context.Context, req *routerv1.RecordsRequest) 
 		return nil, fault.Wrap(fault.Invalid, "learn", err)
 	}
 	res.Learned = learned
-	if from := req.GetFrom(); req.GetAway() && res.Up && from.GetNodeId() != "" {
-		err := s.backend.RenewRouter(ctx, route.Router{
-			NodeRef:  route.NodeRef{ID: from.GetNodeId(), Incarnation: from.GetIncarnation()},
-			Endpoint: from.GetEndpoint(), Version: from.GetVersion(),
-		}, s.opts.Lease)
+	if req.GetAway() && res.Up && from.ID != "" {
+		err := s.backend.RenewRouter(ctx, from, s.opts.Lease)
 		if s.failed(ctx, err) {
 			res.Up = false
 		}
+	}
+	if s.cluster.Directory != nil && from.ID != "" {
+		s.cluster.Directory.Hear(ctx, from)
 	}
 	keys := make([]route.UserKey, len(req.GetUsers()))
 	for i, u := range req.GetUsers() {

@@ -108,6 +108,7 @@ func (w *world) router(id string, incarnation uint64) *member {
 		},
 	})
 	m.dir.Start()
+	m.Announce()
 	return m
 }
 

@@ -240,6 +240,38 @@ func (d *Directory) draw(old *view, p picture, now time.Time) *view {
 	return v
 }
 
+// Hear takes another router's word that it lives: one that has just started is known here
+// at once. Without the store its word is enough. It waits while the store is asked.
+func (d *Directory) Hear(ctx context.Context, r route.Router) {
+	if d.lists(r) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	d.mu.Lock()
+	changed := d.refreshLocked(ctx) || d.unsaid
+	d.unsaid = false
+	if old := d.view.Load(); old.err != nil && !d.lists(r) && len(d.staying([]route.Router{r})) > 0 {
+		v := *old
+		v.routers = slices.DeleteFunc(slices.Clone(old.routers), func(o route.Router) bool { return o.ID == r.ID })
+		v.routers = append(v.routers, r)
+		slices.SortFunc(v.routers, func(a, b route.Router) int { return cmp.Compare(a.ID, b.ID) })
+		d.seen[r.ID] = time.Now()
+		v.name(old)
+		d.view.Store(&v)
+		changed = true
+	}
+	d.mu.Unlock()
+	if changed {
+		d.changed()
+	}
+}
+
+// lists tells whether this start of the router, or a later one, is in the picture.
+func (d *Directory) lists(r route.Router) bool {
+	return slices.ContainsFunc(d.Routers(), func(o route.Router) bool { return o.ID == r.ID && o.Incarnation >= r.Incarnation })
+}
+
 // Left takes a router out of the picture that has said that it leaves. It waits
 // while the store is asked, for a second at most.
 func (d *Directory) Left(ref route.NodeRef) {

@@ -44,6 +44,45 @@ func TestRoutersAgreeOnTheHome(t *testing.T) {
 	})
 }
 
+// A router says itself that it has started, or that it is still there. With the store that
+// is looked up there; without it, it is believed, unless it has left or a later one is known.
+func TestARouterThatSpeaks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &moody{Store: memstore.New()}
+		d := start(s, "r1")
+		defer stop(t, d)
+		r2 := router("r2")
+		later := r2
+		later.Incarnation++
+		want := func(routers ...route.Router) {
+			t.Helper()
+			if got := d.Routers(); !slices.Equal(got[1:], routers) {
+				t.Errorf("beside it %v, want %v", got[1:], routers)
+			}
+		}
+		ring := d.Ring()
+		d.Hear(t.Context(), r2)
+		want() // it has no lease
+		if err := s.RenewRouter(t.Context(), r2, Lease); err != nil {
+			t.Fatal(err)
+		}
+		d.Hear(t.Context(), r2)
+		want(r2)
+		s.away.Store(true)
+		d.Hear(t.Context(), later)
+		want(later)
+		d.Hear(t.Context(), r2)
+		want(later)
+		d.Left(later.NodeRef)
+		want()
+		d.Hear(t.Context(), later)
+		want()
+		if d.Ring() != ring+2 {
+			t.Errorf("%d changes of the set", d.Ring()-ring)
+		}
+	})
+}
+
 // A router that is cut off from everything thinks nobody dead. When one speaks again the
 // others have a lease for that, too; then their silence counts, and so does the store's word.
 func TestARouterThatIsCutOffThinksNobodyDead(t *testing.T) {
