@@ -244,7 +244,7 @@ func (r *Router) Start(ctx context.Context) error {
 	r.away.Start(away.Cluster{Directory: r.directory, Peer: r.peer, Gateway: r.gateway, Rebuilt: r.buffer.Recheck})
 	r.directory.Start()
 	r.buffer.Come()
-	r.away.Announce()
+	<-r.away.Announce()
 	stop := make(chan struct{})
 	done := make(chan struct{})
 	go func() {
@@ -271,7 +271,10 @@ func (r *Router) Start(ctx context.Context) error {
 }
 
 // lapsed is called by the directory, which is made before the buffer.
-func (r *Router) lapsed(taken bool) { r.buffer.Lapsed(taken) }
+func (r *Router) lapsed(taken bool) {
+	r.buffer.Lapsed(taken)
+	r.away.Announce() // others are the homes of its users until they know
+}
 
 // leave takes this router out of the directory, and tells the others: without the
 // store its lease has to run out by itself.

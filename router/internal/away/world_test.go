@@ -108,7 +108,7 @@ func (w *world) router(id string, incarnation uint64) *member {
 		},
 	})
 	m.dir.Start()
-	m.Announce()
+	<-m.Announce()
 	return m
 }
 

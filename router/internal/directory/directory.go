@@ -240,8 +240,9 @@ func (d *Directory) draw(old *view, p picture, now time.Time) *view {
 	return v
 }
 
-// Hear takes another router's word that it lives: one that has just started is known here
-// at once. Without the store its word is enough. It waits while the store is asked.
+// Hear takes another router's word that it lives: one that has just started, or stood
+// still for longer than its lease, is known here at once. Its lease is renewed; without
+// the store its word is enough. It waits while the store is asked.
 func (d *Directory) Hear(ctx context.Context, r route.Router) {
 	if d.lists(r) {
 		return
@@ -249,9 +250,13 @@ func (d *Directory) Hear(ctx context.Context, r route.Router) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	d.mu.Lock()
+	if len(d.staying([]route.Router{r})) == 0 || errors.Is(d.store.RenewRouter(ctx, r, Lease), route.ErrSuperseded) {
+		d.mu.Unlock()
+		return
+	}
 	changed := d.refreshLocked(ctx) || d.unsaid
 	d.unsaid = false
-	if old := d.view.Load(); old.err != nil && !d.lists(r) && len(d.staying([]route.Router{r})) > 0 {
+	if old := d.view.Load(); old.err != nil && !d.lists(r) {
 		v := *old
 		v.routers = slices.DeleteFunc(slices.Clone(old.routers), func(o route.Router) bool { return o.ID == r.ID })
 		v.routers = append(v.routers, r)
