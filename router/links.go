@@ -117,7 +117,7 @@ func (r *Router) gauges() {
 // notReady tells why this router can do no work: it has never had a picture of
 // the cluster. Later the last picture stands.
 func (r *Router) notReady() []string {
-	if !r.away.Reached() {
+	if r.directory.Read().IsZero() {
 		return []string{"the route store has not been reached yet"}
 	}
 	return nil

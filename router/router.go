@@ -243,8 +243,6 @@ func (r *Router) Start(ctx context.Context) error {
 	r.started = true
 	r.away.Start(away.Cluster{Directory: r.directory, Peer: r.peer, Gateway: r.gateway, Rebuilt: r.buffer.Recheck})
 	r.directory.Start()
-	r.buffer.Come()
-	<-r.away.Announce()
 	stop := make(chan struct{})
 	done := make(chan struct{})
 	go func() {

@@ -195,14 +195,11 @@ func (s *Store) Start(c Cluster) {
 
 // Announce tells the other routers of the Directory that this one is there: until they
 // have read the store again they go on as if it were not, and for as long as the store is
-// away. done is closed when they know, or in a second. It does not block.
-func (s *Store) Announce() (done <-chan struct{}) {
-	said := make(chan struct{})
+// away. It does not block.
+func (s *Store) Announce() {
 	s.spawn(func() {
-		defer close(said)
 		s.others(s.cluster.Directory.Routers(), s.question(), func(*routerv1.RecordsResponse) bool { return true })
 	})
-	return said
 }
 
 // Stop ends the watch and waits for it. What is not saved by then the backend does

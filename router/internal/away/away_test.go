@@ -309,6 +309,7 @@ func TestARouterThatStartsJustBeforeAnOutage(t *testing.T) {
 		pass(10 * time.Second)
 		at, epoch, _ := w.connect(k, w.gateways[0])
 		first = w.restart(first)
+		synctest.Wait()
 		w.down.Store(true)
 		if home, _ := other.dir.Home(k.UserKey); home.NodeRef != first.opts.Self.NodeRef {
 			t.Errorf("the home is %v", home)

@@ -85,7 +85,8 @@ type view struct {
 // lapsed when this router did not renew its lease in time. taken: it stood still, and
 // others have counted it as dead, and taken over; it is told before it takes the lease
 // again. Else it could not reach the store, which others may have reached, or is heard
-// again and still cannot reach it. It must not block nor call back.
+// again and still cannot reach it, or has just read its first picture, and was in nobody's
+// before. It must not block nor call back.
 func New(store Store, self route.Router, log *slog.Logger, changed func(), lapsed func(taken bool)) *Directory {
 	d := &Directory{
 		store: store, self: self, log: log, changed: changed, lapsed: lapsed, mu: make(mutex, 1), done: make(chan struct{}), strangers: map[route.NodeRef]struct{}{},
@@ -177,6 +178,9 @@ func (d *Directory) refreshLocked(ctx context.Context) (changed bool) {
 		v.read = began
 	}
 	d.view.Store(v)
+	if old.read.IsZero() && p.err == nil {
+		d.lapsed(false)
+	}
 	return !slices.Equal(v.list, old.list) || !slices.Equal(v.routers, old.routers)
 }
 

@@ -137,8 +137,21 @@ func TestARouterThatCouldNotRenewIsTold(t *testing.T) {
 		s := &moody{Store: memstore.New()}
 		var told []bool // by the goroutine of d, between waits
 		d := New(s, router("r1"), slog.New(slog.DiscardHandler), func() {}, func(taken bool) { told = append(told, taken) })
+		s.away.Store(true)
 		d.Start()
 		defer stop(t, d)
+		time.Sleep(2 * refreshEvery) // fake time
+		synctest.Wait()
+		if len(told) != 0 {
+			t.Errorf("told %v before it has a picture", told)
+		}
+		s.away.Store(false)
+		time.Sleep(2 * refreshEvery) // fake time
+		synctest.Wait()
+		if !slices.Equal(told, []bool{false}) {
+			t.Errorf("told %v with its first picture", told)
+		}
+		told = nil
 		r2 := start(s.Store, "r2")
 		defer stop(t, r2)
 		for _, outage := range []time.Duration{Lease - 2*refreshEvery, Lease + time.Second} {

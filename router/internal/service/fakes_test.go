@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"sync"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/mics-im/mics/internal/fault"
@@ -34,6 +35,7 @@ type fakes struct {
 	removed  []route.NodeRef              // guarded by mu
 	took     []*routerv1.Inbound          // guarded by mu
 	answer   func(uint64, []byte)         // guarded by mu: of the last stream
+	unread   bool                         // guarded by mu: the store was never reached
 }
 
 func (f *fakes) Renew(_ context.Context, n route.Node) error {
@@ -73,6 +75,15 @@ func (f *fakes) Gateways() (out []route.Node) {
 
 func (f *fakes) Routers() []route.Router {
 	return []route.Router{{NodeRef: route.NodeRef{ID: "r1", Incarnation: 3}, Endpoint: "http://r1", Version: "v"}}
+}
+
+func (f *fakes) Read() (at time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.unread {
+		at = time.Now()
+	}
+	return at
 }
 
 func (f *fakes) Left(r route.NodeRef) { _ = f.Remove(context.Background(), r) }

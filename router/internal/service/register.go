@@ -27,6 +27,10 @@ func (s *Service) Register(ctx context.Context, stream *connect.BidiStream[route
 		return err
 	}
 	defer leave()
+	if s.opts.Directory.Read().IsZero() {
+		// It does not know the other routers, and would be everybody's home.
+		return fault.New(fault.Unavailable, "this router has not reached its route store yet")
+	}
 	requests, end := receive(ctx, stream)
 	var last route.Node
 	for {

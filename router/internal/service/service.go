@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"time"
 
 	"connectrpc.com/connect"
 	"github.com/mics-im/mics/internal/fault"
@@ -28,6 +29,8 @@ type Directory interface {
 	Gateways() []route.Node
 	Routers() []route.Router
 	Left(route.NodeRef)
+	// Read is when the picture was read from the store; zero: never.
+	Read() time.Time
 }
 
 // Admitter opens and closes sessions.

@@ -53,6 +53,27 @@ func TestRegister(t *testing.T) {
 	}
 }
 
+func TestARouterWithoutAPictureTakesNoGateways(t *testing.T) {
+	f, _, c, _ := serve(t)
+	reach := func(yes bool) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.unread = !yes
+	}
+	reach(false)
+	early := c.Register(t.Context())
+	if _, err := ask(early, info(1)); fault.KindOf(err) != fault.Unavailable {
+		t.Errorf("%v", err)
+	}
+	end(early)
+	reach(true)
+	s := c.Register(t.Context())
+	if _, err := ask(s, info(1)); err != nil {
+		t.Error(err)
+	}
+	end(s)
+}
+
 func TestADrainedGatewayIsRemoved(t *testing.T) {
 	f, _, c, _ := serve(t)
 	s := c.Register(t.Context())
