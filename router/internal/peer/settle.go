@@ -40,11 +40,13 @@ func (b *Buffer) takeSettled(key route.UserKey) []string {
 	return devices
 }
 
-// Come says that this router is new among those that Members lists now: another one may
-// still take itself for the home, or know what devices did before. It is for when Members
-// has been asked for the first time: until then this router is alone in its picture, and
-// looks like everybody's home.
-func (b *Buffer) Come() {
+// Lapsed says that this router is new among those that Members lists now, or as good as
+// new: the others may have counted it as dead for a while. For who looks at the routes one
+// of them may still take itself for the home, or know what devices did meanwhile. It is
+// also for when Members has been asked for the first time: until then this router is alone
+// in its picture, and looks like everybody's home. taken: whoever had copies of what is
+// kept here has taken it over, and may have delivered it. What there was no copy of stays.
+func (b *Buffer) Lapsed(taken bool) {
 	if b.opts.Members == nil {
 		return
 	}
@@ -57,15 +59,7 @@ func (b *Buffer) Come() {
 	b.vmu.Unlock()
 	kick(b.keepKick)
 	kick(b.pushKick)
-}
-
-// Lapsed says that the other routers may have counted this one as dead for a while:
-// for who looks at the routes it is as if it had just come. taken: they have; whoever
-// had copies of what is kept here has taken it over, and may have delivered it. What
-// there was no copy of stays.
-func (b *Buffer) Lapsed(taken bool) {
-	b.Come()
-	if b.opts.Members == nil || !taken {
+	if !taken {
 		return
 	}
 	b.amu.Lock()

@@ -145,7 +145,7 @@ func (w *world) join() *member {
 	m.opts.Recall.OnEnded(m.Took)
 	m.view.Store(&now)
 	m.Rebalance()
-	m.Come()
+	m.Lapsed(false)
 	w.mu.Lock()
 	w.all, w.members = append(w.all, m), append(w.members, m)
 	w.mu.Unlock()
