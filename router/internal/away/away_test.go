@@ -477,6 +477,33 @@ func TestLimitsWithoutTheStore(t *testing.T) {
 	})
 }
 
+// A look at the routes that begins when the store has gone and nobody has noticed ends as
+// soon as somebody has.
+func TestALookBeginsAsTheStoreGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 2)
+		k := key("ann", "a")
+		at, _, _ := w.connect(k, w.gateways[0])
+		for _, m := range w.routers {
+			m.mirror.clear() // as of routers that have just started
+		}
+		w.slow.Store(int64(time.Hour))
+		m := w.routers[0].home(k.UserKey)
+		var first sync.WaitGroup
+		first.Go(func() { _, _ = m.LookupFresh(t.Context(), key("bob", "b").UserKey) }) // whose second is over first
+		pass(900 * time.Millisecond)
+		began := time.Now() // fake time
+		found, err := m.LookupFresh(t.Context(), k.UserKey)
+		if i, ok := find(found, k.Device); err != nil || !ok || found[i].Location() != at || time.Since(began) > 500*time.Millisecond {
+			t.Errorf("%v later: %+v, %v", time.Since(began), found, err)
+		}
+		first.Wait()
+		w.slow.Store(0)
+		pass(20 * time.Second)
+		w.end()
+	})
+}
+
 // A device leaves in the moment in which the store has gone and nobody has noticed: it
 // is to be known as absent as soon as the outage is.
 func TestWhoLeavesAsTheStoreGoes(t *testing.T) {

@@ -87,7 +87,7 @@ func (s *Store) Change(ctx context.Context, changes []route.Change) ([]bool, err
 	for range maxTurns {
 		if s.phase() == up {
 			losses := s.losses.Load()
-			applied, err := s.changeThere(ctx, changes)
+			applied, err := there(ctx, s, func(ctx context.Context) ([]bool, error) { return s.backend.Change(ctx, changes) })
 			if err == nil && (!slices.Contains(applied, false) || s.certain(losses)) {
 				s.turn()
 				for i, c := range changes {
@@ -108,17 +108,19 @@ func (s *Store) Change(ctx context.Context, changes []route.Change) ([]bool, err
 	return nil, errWent
 }
 
-// changeThere asks the backend, for as long as it counts as being there: a device that
-// has left is to be known as absent before anybody looks for it without the backend.
-func (s *Store) changeThere(ctx context.Context, changes []route.Change) ([]bool, error) {
+// there calls the backend, for as long as it counts as being there. A call that has found
+// out that it is not ends all others: a device that has left is to be known as absent
+// before anybody looks for it without the backend, and who asks this router has not got
+// another second.
+func there[T any](ctx context.Context, s *Store, call func(context.Context) (T, error)) (T, error) {
 	bounded, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.presence.Load().ctx, cancel)()
-	applied, err := s.backend.Change(bounded, changes)
+	res, err := call(bounded)
 	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
-		err = fmt.Errorf("change: %w", route.ErrUnavailable)
+		err = fmt.Errorf("%w: another call has found that it is away", route.ErrUnavailable)
 	}
-	return applied, err
+	return res, err
 }
 
 func (s *Store) changeHere(ctx context.Context, changes []route.Change) ([]bool, bool) {
@@ -151,7 +153,7 @@ func (s *Store) LookupFresh(ctx context.Context, key route.UserKey) ([]route.Rec
 			version = s.mirror.version(key)
 		}
 		losses := s.losses.Load()
-		records, err := s.backend.LookupFresh(ctx, key)
+		records, err := there(ctx, s, func(ctx context.Context) ([]route.Record, error) { return s.backend.LookupFresh(ctx, key) })
 		if err == nil && (s.plausible(key, records, mine) || s.certain(losses)) {
 			if mine {
 				s.mirror.saw(key, records, version)

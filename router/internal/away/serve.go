@@ -97,7 +97,7 @@ func (s *Store) known(ctx context.Context, keys []route.UserKey) []finding {
 		return nil
 	}
 	if s.phase() == up {
-		if found, err := s.Lookup(ctx, keys); err == nil {
+		if found, err := there(ctx, s, func(ctx context.Context) ([][]route.Record, error) { return s.Lookup(ctx, keys) }); err == nil {
 			s.turn()
 			out := make([]finding, len(keys))
 			for i, k := range keys {

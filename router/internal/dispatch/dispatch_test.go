@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -35,6 +36,30 @@ func TestEveryDeviceGetsItAndTheAbsentOneLater(t *testing.T) {
 			t.Fatalf("%+v got %v kept %v", res, w.got, w.kept)
 		}
 	})
+}
+
+// TestADeviceThatLeftWhenNobodyKnowsTheRoutes: another one of the user has got the message,
+// so its sender is told SENT; that is not said before this one's is kept.
+func TestADeviceThatLeftWhenNobodyKnowsTheRoutes(t *testing.T) {
+	for looks, want := range map[int]string{2: "hi", maxUnknown + 1: ""} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld()
+			d := w.dispatcher()
+			defer d.Close()
+			w.bind("phone", node(1), 1)
+			w.bind("pad", node(2), 2)
+			stale := w.cached()
+			w.leave("pad")
+			w.blind = looks
+			var res Result
+			send(d, "hi", stale, func(r Result) { res = r })
+			time.Sleep(10 * time.Second) // fake time
+			synctest.Wait()
+			if got := strings.Join(w.kept["pad"], ","); res != (Result{Delivered: 1}) || got != want {
+				t.Errorf("%d looks fail: %+v, kept %q", looks, res, got)
+			}
+		})
+	}
 }
 
 func TestWrongRouteOfALivingGatewayEndsInTheBuffer(t *testing.T) {

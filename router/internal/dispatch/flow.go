@@ -62,6 +62,7 @@ type item struct {
 	at       route.Location // where it was refused last
 	same     int            // refusals in a row there
 	behind   route.Location // copies held there must be confirmed first; zero: none
+	unknown  int            // looks at the routes in a row that failed
 }
 
 // everything says that an item waits until nothing at all is under way.
@@ -76,6 +77,10 @@ const (
 	// maxAttempts bounds all tries of a copy, for a device that moves faster than
 	// it can be followed.
 	maxAttempts = 50
+	// maxUnknown is how many looks at the routes in a row may fail, of a message that has not been
+	// promised: about 10 s. Another device of the user may have it already, so it
+	// cannot simply be refused.
+	maxUnknown = 5
 	// lookupTimeout bounds one look into the store.
 	lookupTimeout = 2 * time.Second
 	// storePause is the wait before another look when the store did not answer.
@@ -374,8 +379,12 @@ func (d *Dispatcher) resettle(f *flow) {
 	slices.SortStableFunc(items, func(a, b item) int { return cmp.Compare(a.order, b.order) })
 	out := outbox{d: d}
 	for _, it := range items {
+		if err == nil {
+			it.unknown = 0
+		}
 		switch {
-		case err != nil && it.tracker == nil:
+		case err != nil && (it.tracker == nil || it.unknown < maxUnknown):
+			it.unknown++
 			f.wait(it, it.device, route.Location{})
 		case err != nil, it.attempts >= maxAttempts:
 			it.tracker.note(it.user, skipped)

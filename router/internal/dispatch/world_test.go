@@ -33,6 +33,7 @@ type world struct {
 	repeats  int                 // what a device had got already
 	breaks   func() bool         // whether a stream is cut before its answer
 	mute     bool                // whether streams bring no answers
+	blind    int                 // so many looks at the routes fail
 	asked    []uint64            // sessions whose confirms were asked for
 	latency  func() time.Duration
 	pmu      sync.Mutex
@@ -90,6 +91,13 @@ func (w *world) Gateway(r route.NodeRef) (route.Node, bool) {
 
 func (w *world) LookupFresh(context.Context, route.UserKey) ([]route.Record, error) {
 	time.Sleep(w.latency()) // fake time
+	w.mu.Lock()
+	w.blind--
+	blind := w.blind >= 0
+	w.mu.Unlock()
+	if blind {
+		return nil, route.ErrUnavailable
+	}
 	return w.cached(), nil
 }
 
