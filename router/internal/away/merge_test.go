@@ -123,6 +123,27 @@ func TestTheMirrorIsBounded(t *testing.T) {
 	}
 }
 
+func TestAUserIsSavedAsAWhole(t *testing.T) {
+	m := newMirror(1000, nil)
+	for u := range 100 {
+		for d := range 3 {
+			m.bind(key(fmt.Sprint("user", u), fmt.Sprint("d", d)), route.Location{Session: 1}, 2)
+		}
+	}
+	for m.unsavedLen() > 0 {
+		part := m.some(10)
+		if len(part) < 10 && len(part) != m.unsavedLen() || len(part) > 12 || len(part)%3 != 0 {
+			t.Fatalf("%d records of %d", len(part), m.unsavedLen())
+		}
+		for i, r := range part {
+			if r.Key != key(r.Key.User, fmt.Sprint("d", i%3)) || r.Key.User != part[i-i%3].Key.User {
+				t.Fatalf("%d: %v", i, r.Key)
+			}
+		}
+		m.saved(part)
+	}
+}
+
 func TestTheMirrorFollowsTheRouters(t *testing.T) {
 	m := newMirror(10, counter(t))
 	ghost := route.Record{Device: "g", State: route.Ghost, Epoch: 1, Until: time.Now().Add(time.Hour)}

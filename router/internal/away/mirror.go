@@ -273,13 +273,15 @@ func (m *mirror) applied(c route.Change) {
 	}
 }
 
-// some returns up to limit unsaved records.
+// some returns about limit unsaved records, all of a user's one after the other: whoever
+// does not know yet that the store was emptied must not take one device for all.
 func (m *mirror) some(limit int) []route.Restored {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out := make([]route.Restored, 0, min(limit, len(m.dirty)))
+	taken := map[route.UserKey]bool{}
 	for key := range m.dirty {
-		if len(out) == limit {
+		if len(out) >= limit {
 			break
 		}
 		e := m.users[key.UserKey]
@@ -287,12 +289,19 @@ func (m *mirror) some(limit int) []route.Restored {
 			delete(m.dirty, key)
 			continue
 		}
-		i, ok := find(e.records, key.Device)
-		if !ok {
+		if _, ok := find(e.records, key.Device); !ok {
 			delete(m.dirty, key)
 			continue
 		}
-		out = append(out, route.Restored{Key: key, Record: e.records[i]})
+		if taken[key.UserKey] {
+			continue
+		}
+		taken[key.UserKey] = true
+		for _, r := range e.records {
+			if one := (route.DeviceKey{UserKey: e.key, Device: r.Device}); m.dirty[one] {
+				out = append(out, route.Restored{Key: one, Record: r})
+			}
+		}
 	}
 	return out
 }

@@ -29,7 +29,13 @@ func (s *Store) Restore(ctx context.Context, records []route.Restored) (int, err
 	}
 	set := 0
 	nodes := map[route.NodeRef]bool{}
-	for batch := range slices.Chunk(records, maxBatch) {
+	for left := records; len(left) > 0; {
+		end := min(maxBatch, len(left))
+		for end < len(left) && left[end].Key.UserKey == left[end-1].Key.UserKey {
+			end++
+		}
+		var batch []route.Restored
+		batch, left = left[:end], left[end:]
 		n, err := s.restoreBatch(ctx, batch)
 		set += n
 		if err != nil {
@@ -53,9 +59,16 @@ func (s *Store) restoreBatch(ctx context.Context, batch []route.Restored) (set i
 	if err := s.noteSessions(ctx, batch, noted.member); err != nil {
 		return 0, err
 	}
-	runs := make([]run, len(batch))
-	for i, r := range batch {
-		runs[i] = run{key: userKey(r.Key.UserKey), args: []string{r.Key.Device, r.Record.Text()}}
+	var runs []run
+	at := map[route.UserKey]int{} // one run for each: nobody sees half of a user
+	for _, r := range batch {
+		i, known := at[r.Key.UserKey]
+		if !known {
+			i = len(runs)
+			at[r.Key.UserKey] = i
+			runs = append(runs, run{key: userKey(r.Key.UserKey)})
+		}
+		runs[i].args = append(runs[i].args, r.Key.Device, r.Record.Text())
 	}
 	for _, res := range s.restore.execAll(ctx, s, runs) {
 		n, err := res.AsInt64()

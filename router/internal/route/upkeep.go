@@ -95,7 +95,8 @@ type Upkeep interface {
 	// an expired ghost, a lower epoch, and at the same epoch its own location or
 	// a record that is not live. It returns how many it set. After an error any
 	// may have been set; repeating it does no harm. An empty tenant, user or
-	// device, or a record of no state, is ErrInvalid: then none was.
+	// device, or a record of no state, is ErrInvalid: then none was. A user's
+	// records that follow each other are seen together, or not yet.
 	Restore(ctx context.Context, records []Restored) (set int, err error)
 	// SetConns makes n the node's count of the tenant's connections.
 	SetConns(ctx context.Context, tenant string, node NodeRef, n int) error

@@ -206,6 +206,45 @@ func countsSet(t *testing.T, s route.Store, _ func(time.Duration)) {
 	}
 }
 
+// restoredWhole looks for users while they are restored: each is there with all his devices,
+// or not yet.
+func restoredWhole(t *testing.T, s route.Store, _ func(time.Duration)) {
+	const users, devices = 5, 300
+	var all []route.Restored
+	for u := range users {
+		for d := range devices {
+			all = append(all, route.Restored{
+				Key:    route.DeviceKey{UserKey: route.UserKey{Tenant: "t", User: fmt.Sprint("u", u)}, Device: fmt.Sprint("d", d)},
+				Record: route.Record{State: route.Live, Node: g1, Session: uint64(u*devices + d + 1), Epoch: 1, Version: 2},
+			})
+		}
+	}
+	done := make(chan error, 1)
+	go func() {
+		n, err := s.Restore(t.Context(), all)
+		if err == nil && n != len(all) {
+			err = fmt.Errorf("%d of %d set", n, len(all))
+		}
+		done <- err
+	}()
+	for u := 0; u < users; {
+		records, err := s.LookupFresh(t.Context(), all[u*devices].Key.UserKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch len(records) {
+		case 0:
+		case devices:
+			u++
+		default:
+			t.Fatalf("user %d is seen with %d of %d devices", u, len(records), devices)
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func markerStays(t *testing.T, s route.Store, pass func(time.Duration)) {
 	first, err := s.Marker(t.Context())
 	if err != nil || !first.Created || first.Whole || first.ID == "" {

@@ -72,6 +72,7 @@ func Run(t *testing.T, on Backend) {
 		"ManyAreRestored":                   manyRestored,
 		"CountsAreSet":                      countsSet,
 		"TheMarkerStays":                    markerStays,
+		"AUserIsRestoredAsAWhole":           restoredWhole,
 		"OneHoldsALock":                     oneHoldsALock,
 		"ConcurrentLocksHaveOneHolder":      concurrentLocks,
 	} {
