@@ -24,6 +24,9 @@ const (
 	// pictures: they look every refreshEvery, and while the store may lack some they
 	// count a lease from when they saw it last.
 	takeOver = 2 * refreshEvery
+	// arrival is how long routers need to announce themselves in a store that was away
+	// and has lost everything.
+	arrival = 3 * refreshEvery
 	// maxStrangers bounds the remembered references to nodes nobody knows.
 	maxStrangers = 4096
 	storeTimeout = time.Second
@@ -58,6 +61,8 @@ type Directory struct {
 	left      map[string]uint64           // guarded by mu: incarnations of routers that have said so, which the store may still list
 	renewed   time.Time                   // guarded by mu: when the last renewal that succeeded began
 	strangers map[route.NodeRef]struct{}  // guarded by mu: looked up afresh and not found
+	blind     bool                        // guarded by mu: the store was away once
+	back      time.Time                   // guarded by mu: since when it is there, and lacks some
 	unsaid    bool                        // guarded by mu: Alive saw a change that changed has not been called for
 	cancel    context.CancelFunc
 	done      chan struct{}
@@ -170,18 +175,32 @@ func (d *Directory) refreshLocked(ctx context.Context) (changed bool) {
 	if ctx.Err() == context.Canceled && p.err != nil {
 		return false // a caller who left, or Stop
 	}
+	d.blind = d.blind || p.err != nil
 	if p.err != nil && old.err == nil {
 		d.log.Warn("directory_stale", "err", p.err)
 	}
 	v := d.draw(old, p, time.Now())
-	if v.read = old.read; p.err == nil {
+	if v.read = old.read; p.err == nil && !d.early(old, p, began) {
 		v.read = began
 	}
 	d.view.Store(v)
-	if old.read.IsZero() && p.err == nil {
+	if old.read.IsZero() && !v.read.IsZero() {
 		d.lapsed(false)
 	}
 	return !slices.Equal(v.list, old.list) || !slices.Equal(v.routers, old.routers)
+}
+
+// early tells whether a first picture is not one yet: this router had started without the
+// store, which has lost everything meanwhile, and the others may just be announcing
+// themselves again. d.mu is held.
+func (d *Directory) early(old *view, p picture, now time.Time) bool {
+	if !d.blind || !old.read.IsZero() || !p.partial {
+		return false
+	}
+	if d.back.IsZero() {
+		d.back = now
+	}
+	return now.Sub(d.back) < arrival
 }
 
 // picture is what the store says.

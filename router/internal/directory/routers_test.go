@@ -168,6 +168,32 @@ func TestARouterThatCouldNotRenewIsTold(t *testing.T) {
 	})
 }
 
+// TestAFirstPictureOfAnEmptiedStore is none before the others had time to be in it, if this
+// router had begun without the store.
+func TestAFirstPictureOfAnEmptiedStore(t *testing.T) {
+	for _, blind := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &moody{Store: memstore.New()}
+			s.away.Store(blind)
+			s.partial.Store(true)
+			d := start(s, "r1")
+			defer stop(t, d)
+			time.Sleep(2 * refreshEvery) // fake time
+			s.away.Store(false)
+			time.Sleep(arrival - refreshEvery/2) // fake time
+			synctest.Wait()
+			if d.Read().IsZero() != blind {
+				t.Errorf("blind %v: a picture at %v", blind, d.Read())
+			}
+			time.Sleep(2 * refreshEvery) // fake time
+			synctest.Wait()
+			if d.Read().IsZero() {
+				t.Errorf("blind %v: no picture", blind)
+			}
+		})
+	}
+}
+
 // TestARouterSaysThatItLeaves: it is out of the picture at once, also of one that may
 // lack some, and while the store still lists it; its next incarnation is let in.
 func TestARouterSaysThatItLeaves(t *testing.T) {
