@@ -271,7 +271,7 @@ func (r *Router) Start(ctx context.Context) error {
 // lapsed is called by the directory, which is made before the buffer.
 func (r *Router) lapsed(taken bool) {
 	r.buffer.Lapsed(taken)
-	r.away.Announce() // others are the homes of its users until they know
+	r.away.Lapsed()
 }
 
 // leave takes this router out of the directory, and tells the others: without the

@@ -202,6 +202,13 @@ func (s *Store) Announce() {
 	})
 }
 
+// Lapsed says that the others may have counted this router as dead for a while, and bound
+// its users' devices: what it remembers of them is not all any more. It does not block.
+func (s *Store) Lapsed() {
+	s.mirror.unsure()
+	s.Announce()
+}
+
 // Stop ends the watch and waits for it. What is not saved by then the backend does
 // not learn from this router. It may be called without Start.
 func (s *Store) Stop() {

@@ -383,6 +383,38 @@ func TestARouterThatWasAlone(t *testing.T) {
 	})
 }
 
+// TestARouterThatWasReplaced: cut off from everything for longer than its lease it knows
+// nothing of what the next home has bound, and may not give the same epoch again.
+func TestARouterThatWasReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 2)
+		cut := w.routers[1]
+		k := w.homedAt(cut)
+		at, epoch, _ := w.connect(k, w.gateways[0])
+		if _, err := cut.LookupFresh(t.Context(), k.UserKey); err != nil {
+			t.Fatal(err)
+		}
+		w.leave(k, at, epoch)
+		cut.cut.Store(true)
+		cut.alone.Store(true)
+		pass(directory.Lease + 2*time.Second)
+		at, second, _ := w.connect(k, w.gateways[1])
+		w.leave(k, at, second)
+		cut.alone.Store(false)
+		cut.Lapsed() // a gateway is heard again
+		loc := w.gateways[0].next()
+		third, _, err := cut.Bind(t.Context(), k, loc, 2)
+		if err != nil || third <= second {
+			t.Errorf("epoch %d after %d, %v", third, second, err)
+		}
+		w.gateways[0].hold(k, loc, third)
+		cut.cut.Store(false)
+		pass(10 * time.Second)
+		w.want(k, &loc)
+		w.end()
+	})
+}
+
 // TestAHomeThatAnswersLate: it waits for the store itself still. Who is absent nobody else
 // knows.
 func TestAHomeThatAnswersLate(t *testing.T) {

@@ -111,6 +111,16 @@ func (m *mirror) turn(ring uint64, mine func(route.UserKey) bool) {
 	}
 }
 
+// unsure says that others may have bound users of this router meanwhile.
+func (m *mirror) unsure() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range m.users {
+		e.complete = false
+		e.version++
+	}
+}
+
 // records returns a copy of what is remembered of the user, forgotten ghosts
 // included, and whether that is all there is.
 func (m *mirror) records(key route.UserKey) (records []route.Record, complete bool) {

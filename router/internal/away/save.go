@@ -27,11 +27,7 @@ func (s *Store) save(ctx context.Context, records []route.Restored) {
 	for range 2 { // the store may be lost with the first try
 		if s.phase() == away {
 			s.awaitPeer(ctx)
-			if s.alone() {
-				// Somebody has got through to this router: then it gets through to others,
-				// which may be about to take it for dead.
-				s.search.do(func() bool { s.findPeer(); return true })
-			}
+			s.unlessAlone()
 		}
 		if s.write() {
 			return
@@ -151,6 +147,15 @@ func (s *Store) alone() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.outage.alone
+}
+
+// unlessAlone looks for other routers again if none answered, because somebody has got
+// through to this one: then it gets through to others, which may be about to take it for
+// dead, or have.
+func (s *Store) unlessAlone() {
+	if s.phase() == away && s.alone() {
+		s.search.do(func() bool { s.findPeer(); return true })
+	}
 }
 
 // awaitPeer waits until the other routers have been asked whether they reach the
