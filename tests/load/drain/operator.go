@@ -41,7 +41,10 @@ func (o *operator) do(ctx context.Context, f func(controlv1connect.ControlServic
 		switch code := connect.CodeOf(err); {
 		case err == nil:
 			return nil
-		case code != connect.CodeUnavailable && code != connect.CodeDeadlineExceeded || time.Now().After(deadline):
+		case ctx.Err() != nil || time.Now().After(deadline):
+			return err
+		case code != connect.CodeUnavailable && code != connect.CodeDeadlineExceeded && code != connect.CodeCanceled:
+			// Canceled, too, is a process that was killed while a request was written to it.
 			return err
 		}
 		if err := sleep(ctx, 100*time.Millisecond); err != nil {
