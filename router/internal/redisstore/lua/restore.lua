@@ -4,42 +4,56 @@
 -- Returns how many were set.
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local record = '^(%d+):(%d):(%d+):(%d+):%d+:(%d+):([^:]*)'
 
--- one returns 1 if it was set.
-local function one(device, new)
-  local e, state, session, inc, till, node = string.match(new, record)
-  e, till = tonumber(e), tonumber(till)
-  local all = redis.call('HGETALL', KEYS[1])
-  local set, awake, last = not (state == '3' and till <= now), false, 0
-  for i = 1, #all, 2 do
-    local e2, state2, session2, inc2, till2, node2 = string.match(all[i + 1], record)
-    e2, till2 = tonumber(e2), tonumber(till2)
-    if not e2 or (state2 == '3' and till2 <= now) then
-      redis.call('HDEL', KEYS[1], all[i])
-      state2 = nil
-    elseif all[i] == device then
-      set = e2 < e or (e2 == e and (state2 ~= '1' or (session2 == session and inc2 == inc and node2 == node)))
-      if set then state2 = nil end
-    end
-    if state2 == '3' then last = math.max(last, till2) elseif state2 then awake = true end
-  end
-  if not set then return 0 end
-  if state == '3' and till <= now then
-    redis.call('HDEL', KEYS[1], device)
+local function parse(text)
+  local e, state, session, inc, till, node = string.match(text, '^(%d+):(%d):(%d+):(%d+):%d+:(%d+):([^:]*)')
+  return e and { e = tonumber(e), state = state, session = session, inc = inc, till = tonumber(till), node = node }
+end
+local function over(r) return r.state == '3' and r.till <= now end
+
+local have = {}
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  local r = parse(all[i + 1])
+  if not r or over(r) then
+    redis.call('HDEL', KEYS[1], all[i])
   else
-    redis.call('HSET', KEYS[1], device, new)
-    if state == '3' then last = math.max(last, till) else awake = true end
+    have[all[i]] = r
   end
-  -- A hash of ghosts only goes by itself with the last of them.
-  if awake then
-    redis.call('PERSIST', KEYS[1])
-  elseif last > 0 then
-    redis.call('PEXPIREAT', KEYS[1], string.format('%d', last))
-  end
-  return 1
 end
 
 local set = 0
-for i = 1, #ARGV, 2 do set = set + one(ARGV[i], ARGV[i + 1]) end
+for i = 1, #ARGV, 2 do
+  local device, new = ARGV[i], parse(ARGV[i + 1])
+  local old = have[device]
+  if old then
+    local same = old.session == new.session and old.inc == new.inc and old.node == new.node
+    if old.e < new.e or (old.e == new.e and (old.state ~= '1' or same)) then
+      set = set + 1
+      if over(new) then
+        redis.call('HDEL', KEYS[1], device)
+        have[device] = nil
+      else
+        redis.call('HSET', KEYS[1], device, ARGV[i + 1])
+        have[device] = new
+      end
+    end
+  elseif not over(new) then
+    set = set + 1
+    redis.call('HSET', KEYS[1], device, ARGV[i + 1])
+    have[device] = new
+  end
+end
+if set == 0 then return 0 end
+
+-- A hash of ghosts only goes by itself with the last of them.
+local awake, last = false, 0
+for _, r in pairs(have) do
+  if r.state == '3' then last = math.max(last, r.till) else awake = true end
+end
+if awake then
+  redis.call('PERSIST', KEYS[1])
+elseif last > 0 then
+  redis.call('PEXPIREAT', KEYS[1], string.format('%d', last))
+end
 return set
