@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+
+	"github.com/mics-im/mics/internal/fault"
 	controlv1 "github.com/mics-im/mics/proto/mics/control/v1"
 	"github.com/mics-im/mics/proto/mics/control/v1/controlv1connect"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
@@ -38,13 +40,10 @@ const patience = 30 * time.Second
 func (o *operator) do(ctx context.Context, f func(controlv1connect.ControlServiceClient) error) error {
 	for deadline, i := time.Now().Add(patience), 0; ; i++ {
 		err := f(o.clients[i%len(o.clients)])
-		switch code := connect.CodeOf(err); {
+		switch {
 		case err == nil:
 			return nil
-		case ctx.Err() != nil || time.Now().After(deadline):
-			return err
-		case code != connect.CodeUnavailable && code != connect.CodeDeadlineExceeded && code != connect.CodeCanceled:
-			// Canceled, too, is a process that was killed while a request was written to it.
+		case ctx.Err() != nil, fault.KindOf(err) != fault.Unavailable, time.Now().After(deadline):
 			return err
 		}
 		if err := sleep(ctx, 100*time.Millisecond); err != nil {
