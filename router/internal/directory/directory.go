@@ -24,9 +24,6 @@ const (
 	// pictures: they look every refreshEvery, and while the store may lack some they
 	// count a lease from when they saw it last.
 	takeOver = 2 * refreshEvery
-	// arrival is how long routers need to announce themselves in a store that was away
-	// and has lost everything.
-	arrival = 3 * refreshEvery
 	// maxStrangers bounds the remembered references to nodes nobody knows.
 	maxStrangers = 4096
 	storeTimeout = time.Second
@@ -61,8 +58,7 @@ type Directory struct {
 	left      map[string]uint64           // guarded by mu: incarnations of routers that have said so, which the store may still list
 	renewed   time.Time                   // guarded by mu: when the last renewal that succeeded began
 	strangers map[route.NodeRef]struct{}  // guarded by mu: looked up afresh and not found
-	blind     bool                        // guarded by mu: the store was away once
-	back      time.Time                   // guarded by mu: since when it is there, and lacks some
+	back      time.Time                   // guarded by mu: when the store was there again before the first picture
 	unsaid    bool                        // guarded by mu: Alive saw a change that changed has not been called for
 	cancel    context.CancelFunc
 	done      chan struct{}
@@ -175,7 +171,6 @@ func (d *Directory) refreshLocked(ctx context.Context) (changed bool) {
 	if ctx.Err() == context.Canceled && p.err != nil {
 		return false // a caller who left, or Stop
 	}
-	d.blind = d.blind || p.err != nil
 	if p.err != nil && old.err == nil {
 		d.log.Warn("directory_stale", "err", p.err)
 	}
@@ -188,19 +183,6 @@ func (d *Directory) refreshLocked(ctx context.Context) (changed bool) {
 		d.lapsed(false)
 	}
 	return !slices.Equal(v.list, old.list) || !slices.Equal(v.routers, old.routers)
-}
-
-// early tells whether a first picture is not one yet: this router had started without the
-// store, which has lost everything meanwhile, and the others may just be announcing
-// themselves again. d.mu is held.
-func (d *Directory) early(old *view, p picture, now time.Time) bool {
-	if !d.blind || !old.read.IsZero() || !p.partial {
-		return false
-	}
-	if d.back.IsZero() {
-		d.back = now
-	}
-	return now.Sub(d.back) < arrival
 }
 
 // picture is what the store says.
@@ -261,117 +243,6 @@ func (d *Directory) draw(old *view, p picture, now time.Time) *view {
 	}
 	d.drawRouters(v, old, p, now)
 	return v
-}
-
-// Hear takes another router's word that it lives: one that has just started, or stood
-// still for longer than its lease, is known here at once. Its lease is renewed; without
-// the store its word is enough. It waits while the store is asked.
-func (d *Directory) Hear(ctx context.Context, r route.Router) {
-	if d.lists(r) {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	d.mu.Lock()
-	if len(d.staying([]route.Router{r})) == 0 || errors.Is(d.store.RenewRouter(ctx, r, Lease), route.ErrSuperseded) {
-		d.mu.Unlock()
-		return
-	}
-	changed := d.refreshLocked(ctx) || d.unsaid
-	d.unsaid = false
-	if old := d.view.Load(); old.err != nil && !d.lists(r) {
-		v := *old
-		v.routers = slices.DeleteFunc(slices.Clone(old.routers), func(o route.Router) bool { return o.ID == r.ID })
-		v.routers = append(v.routers, r)
-		slices.SortFunc(v.routers, func(a, b route.Router) int { return cmp.Compare(a.ID, b.ID) })
-		d.seen[r.ID] = time.Now()
-		v.name(old)
-		d.view.Store(&v)
-		changed = true
-	}
-	d.mu.Unlock()
-	if changed {
-		d.changed()
-	}
-}
-
-// lists tells whether this start of the router, or a later one, is in the picture.
-func (d *Directory) lists(r route.Router) bool {
-	return slices.ContainsFunc(d.Routers(), func(o route.Router) bool { return o.ID == r.ID && o.Incarnation >= r.Incarnation })
-}
-
-// Left takes a router out of the picture that has said that it leaves. It waits
-// while the store is asked, for a second at most.
-func (d *Directory) Left(ref route.NodeRef) {
-	d.mu.Lock()
-	d.left[ref.ID] = max(d.left[ref.ID], ref.Incarnation)
-	old := d.view.Load()
-	v := *old
-	v.routers = d.staying(old.routers)
-	changed := len(v.routers) != len(old.routers)
-	if changed {
-		v.name(old)
-		d.view.Store(&v)
-	}
-	d.mu.Unlock()
-	if changed {
-		d.log.Info("router_left", "router", ref.ID)
-		d.changed()
-	}
-}
-
-// staying is routers without those that have said that they leave. d.mu is held.
-func (d *Directory) staying(routers []route.Router) []route.Router {
-	leaves := func(r route.Router) bool { at, ok := d.left[r.ID]; return ok && r.Incarnation <= at }
-	if !slices.ContainsFunc(routers, leaves) {
-		return routers
-	}
-	return slices.DeleteFunc(slices.Clone(routers), leaves)
-}
-
-// name ranks the view's routers.
-func (v *view) name(old *view) {
-	v.names = nil
-	for _, r := range v.routers {
-		v.names = append(v.names, r.ID)
-	}
-	if v.ring = old.ring; !slices.Equal(v.names, old.names) {
-		v.ring++
-	}
-}
-
-// drawRouters does the routers' part.
-func (d *Directory) drawRouters(v, old *view, p picture, now time.Time) {
-	v.routers = d.staying(p.routers)
-	known := map[string]bool{}
-	for _, r := range p.routers {
-		known[r.ID] = true
-		d.seen[r.ID] = now
-	}
-	if p.err == nil && !p.partial {
-		for id, at := range d.left { // who is not listed any more does not come back
-			if !slices.ContainsFunc(p.routers, func(r route.Router) bool { return r.ID == id && r.Incarnation <= at }) {
-				delete(d.left, id)
-			}
-		}
-	}
-	if p.err != nil || p.partial {
-		for _, r := range old.routers {
-			if !known[r.ID] && (p.err != nil || r.ID == d.self.ID || now.Sub(d.seen[r.ID]) < Lease) {
-				v.routers = append(v.routers, r)
-			}
-			if p.err != nil {
-				d.seen[r.ID] = now
-			}
-		}
-		slices.SortFunc(v.routers, func(a, b route.Router) int { return cmp.Compare(a.ID, b.ID) })
-	}
-	v.name(old)
-	for id := range d.seen {
-		if !slices.Contains(v.names, id) {
-			delete(d.seen, id)
-		}
-	}
 }
 
 // Renew takes a gateway's word that it lives. It is known here at once. Without
