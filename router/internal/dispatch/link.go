@@ -271,7 +271,6 @@ func (l *link) stream() bool {
 	}
 	l.mu.Unlock()
 	var received sync.WaitGroup
-	answered := false
 	received.Go(func() {
 		defer cancel()
 		for {
@@ -279,7 +278,6 @@ func (l *link) stream() bool {
 			if err != nil {
 				return
 			}
-			answered = true
 			l.answer(res)
 		}
 	})
@@ -304,7 +302,9 @@ func (l *link) stream() bool {
 	_ = s.CloseRequest()
 	_ = s.CloseResponse()
 	received.Wait()
-	return answered
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.heard
 }
 
 // batch is what has not gone out on this stream, bounded, and the sessions to ask for.
