@@ -26,7 +26,6 @@ import (
 
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/proto/mics/gateway/v1/gatewayv1connect"
-	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/proto/mics/router/v1/routerv1connect"
 	"github.com/mics-im/mics/router/internal/route"
 )
@@ -193,20 +192,13 @@ func (s *Store) Start(c Cluster) {
 	s.spawn(s.run)
 }
 
-// Announce tells the other routers of the Directory that this one is there: until they
-// have read the store again they go on as if it were not, and for as long as the store is
-// away. It does not block.
-func (s *Store) Announce() {
-	s.spawn(func() {
-		s.others(s.cluster.Directory.Routers(), s.question(), func(*routerv1.RecordsResponse) bool { return true })
-	})
-}
-
-// Lapsed says that the others may have counted this router as dead for a while, and bound
-// its users' devices: what it remembers of them is not all any more. It does not block.
+// Lapsed says that this router is new among those of the Directory, or as good as new.
+// Others may have bound its users' devices: what it remembers of them is not all any
+// more. And it tells them that it is there: until they have read the store again, and for
+// as long as that is away, they would go on as if it were not. It does not block.
 func (s *Store) Lapsed() {
 	s.mirror.unsure()
-	s.Announce()
+	s.spawn(func() { s.askOthers(s.cluster.Directory.Routers(), s.question(), nil) })
 }
 
 // Stop ends the watch and waits for it. What is not saved by then the backend does

@@ -8,7 +8,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/mics-im/mics/router/internal/directory"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -81,6 +80,13 @@ func (m *mirror) clear() {
 	clear(m.dirty)
 }
 
+// clearMirrors leaves the routers nothing but the store, as if they had just started.
+func (w *world) clearMirrors() {
+	for _, m := range w.routers {
+		m.mirror.clear()
+	}
+}
+
 func pass(d time.Duration) {
 	time.Sleep(d) // fake time
 	synctest.Wait()
@@ -124,9 +130,7 @@ func TestAnOutage(t *testing.T) {
 						w.down.Store(false)
 						w.slow.Store(0)
 						pass(20 * time.Second)
-						for _, m := range w.routers {
-							m.mirror.clear() // the store alone must do
-						}
+						w.clearMirrors()
 						w.want(stays, &at)
 						w.want(moves, &movedTo)
 						w.want(goes, nil)
@@ -170,9 +174,7 @@ func TestAFlushIsNoticed(t *testing.T) {
 			}
 		}
 		pass(10 * time.Second)
-		for _, m := range w.routers {
-			m.mirror.clear() // the store alone must do
-		}
+		w.clearMirrors()
 		w.want(k1, &at1)
 		w.want(k2, &moved)
 		w.want(ghost, nil)
@@ -191,9 +193,7 @@ func TestColdMirrorsAfterAFlush(t *testing.T) {
 		w := newWorld(t, 2, 2)
 		k := key("ann", "a")
 		at, e, _ := w.connect(k, w.gateways[0])
-		for _, m := range w.routers {
-			m.mirror.clear()
-		}
+		w.clearMirrors()
 		w.flush()
 		moved, e2, prev := w.connect(k, w.gateways[1])
 		if prev == nil || prev.Location() != at || e2 <= e {
@@ -203,214 +203,6 @@ func TestColdMirrorsAfterAFlush(t *testing.T) {
 		w.want(k, &moved)
 		pass(10 * time.Second)
 		w.want(k, &moved)
-		w.end()
-	})
-}
-
-// TestAHomeThatDiesBeforeItHasRebuilt: what it had not written yet is written by its next
-// start, or by who is the home then.
-func TestAHomeThatDiesBeforeItHasRebuilt(t *testing.T) {
-	for name, back := range map[string]time.Duration{"is back at once": time.Second, "is away for longer than a lease": 10 * time.Second} {
-		for loss, lose := range map[string]func(*world){
-			"flushed": func(w *world) { w.flush() },
-			"away":    func(w *world) { w.down.Store(true); pass(5 * time.Second) },
-		} {
-			t.Run(loss+", "+name, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					w := newWorld(t, 3, 2)
-					victim := w.routers[1]
-					k := w.homedAt(victim)
-					at, _, _ := w.connect(k, w.gateways[0])
-					lose(w)
-					if w.down.Load() {
-						at, _, _ = w.connect(k, w.gateways[1]) // the store has not heard of it
-						pass(time.Second)
-						w.down.Store(false)
-						pass(700 * time.Millisecond) // all have found it, and ask whether it stays
-					}
-					victim.kill()
-					other := w.routers[0]
-					if _, err := other.LookupFresh(t.Context(), key("no", "body").UserKey); err != nil {
-						t.Error(err)
-					}
-					pass(back)
-					w.restart(victim)
-					pass(20 * time.Second)
-					for _, m := range w.routers {
-						m.mirror.clear() // the store alone must do
-					}
-					w.want(k, &at)
-					w.end()
-				})
-			})
-		}
-	}
-}
-
-// TestWhoLeftAFewMomentsAfterTheHomeChanged: his home had not seen him come, and the one
-// before did not see him leave.
-func TestWhoLeftAFewMomentsAfterTheHomeChanged(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 2, 2)
-		first := w.routers[1]
-		k := w.homedAt(first)
-		w.routers[1].kill()
-		pass(10 * time.Second)
-		at, epoch, _ := w.connect(k, w.gateways[0])
-		w.restart(first)
-		pass(10 * time.Second)
-		w.leave(k, at, epoch)
-		w.flush()
-		pass(10 * time.Second)
-		for _, m := range w.routers {
-			m.mirror.clear() // the store alone must do
-		}
-		w.want(k, nil)
-		w.end()
-	})
-}
-
-// TestWhoLeftBeforeTheHomeChanged: his home knows him by the store alone, and the one before
-// has to say that it remembers him as soon as the store has not.
-func TestWhoLeftBeforeTheHomeChanged(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 3, 2)
-		first := w.routers[1]
-		k := w.homedAt(first)
-		first.kill()
-		pass(10 * time.Second)
-		at, epoch, _ := w.connect(k, w.gateways[0])
-		w.connect(key(k.User, "stays"), w.gateways[1])
-		w.leave(k, at, epoch)
-		first = w.restart(first)
-		pass(10 * time.Second)
-		w.flush()
-		for range 2 { // also when a device of the user is in the store again
-			found, err := first.LookupFresh(t.Context(), k.UserKey)
-			if i, ok := find(found, k.Device); err != nil || !ok || found[i].State != route.Ghost {
-				t.Errorf("his home finds %+v, %v", found, err)
-			}
-		}
-		w.want(k, nil)
-		pass(10 * time.Second)
-		w.want(k, nil)
-		w.end()
-	})
-}
-
-// TestARouterThatStartsJustBeforeAnOutage: the others know it, though they have not read
-// the store since.
-func TestARouterThatStartsJustBeforeAnOutage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 2, 2)
-		first, other := w.routers[1], w.routers[0]
-		k := w.homedAt(first)
-		first.kill()
-		pass(10 * time.Second)
-		at, epoch, _ := w.connect(k, w.gateways[0])
-		first = w.restart(first)
-		synctest.Wait()
-		w.down.Store(true)
-		if home, _ := other.dir.Home(k.UserKey); home.NodeRef != first.opts.Self.NodeRef {
-			t.Errorf("the home is %v", home)
-		}
-		pass(time.Second)
-		w.connect(key(k.User, "stays"), w.gateways[1])
-		w.leave(k, at, epoch)
-		w.want(k, nil)
-		w.down.Store(false)
-		pass(20 * time.Second)
-		w.want(k, nil)
-		w.end()
-	})
-}
-
-func TestOneRouterCutOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 3, 2)
-		cut := w.routers[1]
-		k := w.homedAt(cut)
-		at, e, _ := w.connect(k, w.gateways[0])
-		cut.cut.Store(true)
-		// The others do not notice, and must find what it binds.
-		moved, e2, prev := w.connect(k, w.gateways[1])
-		if prev == nil || prev.Location() != at || e2 != e+1 {
-			t.Errorf("it replaces %v, epoch %d after %d", prev, e2, e)
-		}
-		w.at(at.Node).drop(at.Session)
-		w.want(k, &moved)
-		for range 20 {
-			pass(time.Second)
-			for _, m := range w.routers {
-				if len(m.dir.Routers()) != 3 {
-					t.Fatalf("%s: the routers are %v", m.opts.Self.ID, m.dir.Routers())
-				}
-			}
-		}
-		second := key(k.User, "e")
-		at2, _, _ := w.connect(second, w.gateways[0])
-		w.want(k, &moved)
-		w.want(second, &at2)
-		w.leave(second, at2, cut.mirror.device(second).Epoch)
-		w.want(second, nil)
-		cut.cut.Store(false)
-		pass(10 * time.Second)
-		w.want(k, &moved)
-		w.want(second, nil)
-		w.end()
-	})
-}
-
-// TestARouterThatWasAlone: the others are told of what it binds as soon as it can be
-// reached again, for their store knows nothing of it.
-func TestARouterThatWasAlone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 3, 2)
-		cut := w.routers[1]
-		k := w.homedAt(cut)
-		at, _, _ := w.connect(k, w.gateways[0])
-		cut.cut.Store(true)
-		cut.alone.Store(true)
-		pass(directory.Lease - time.Second)
-		cut.alone.Store(false)
-		moved, _, _ := w.connect(k, w.gateways[1])
-		w.at(at.Node).drop(at.Session)
-		w.want(k, &moved)
-		cut.cut.Store(false)
-		pass(10 * time.Second)
-		w.want(k, &moved)
-		w.end()
-	})
-}
-
-// TestARouterThatWasReplaced: cut off from everything for longer than its lease it knows
-// nothing of what the next home has bound, and may not give the same epoch again.
-func TestARouterThatWasReplaced(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 2, 2)
-		cut := w.routers[1]
-		k := w.homedAt(cut)
-		at, epoch, _ := w.connect(k, w.gateways[0])
-		if _, err := cut.LookupFresh(t.Context(), k.UserKey); err != nil {
-			t.Fatal(err)
-		}
-		w.leave(k, at, epoch)
-		cut.cut.Store(true)
-		cut.alone.Store(true)
-		pass(directory.Lease + 2*time.Second)
-		at, second, _ := w.connect(k, w.gateways[1])
-		w.leave(k, at, second)
-		cut.alone.Store(false)
-		cut.Lapsed() // a gateway is heard again
-		loc := w.gateways[0].next()
-		third, _, err := cut.Bind(t.Context(), k, loc, 2)
-		if err != nil || third <= second {
-			t.Errorf("epoch %d after %d, %v", third, second, err)
-		}
-		w.gateways[0].hold(k, loc, third)
-		cut.cut.Store(false)
-		pass(10 * time.Second)
-		w.want(k, &loc)
 		w.end()
 	})
 }
@@ -452,9 +244,7 @@ func TestAGatewayThatDoesNotAnswer(t *testing.T) {
 		w := newWorld(t, 2, 2)
 		k := key("ann", "a")
 		at, _, _ := w.connect(k, w.gateways[0])
-		for _, m := range w.routers {
-			m.mirror.clear()
-		}
+		w.clearMirrors()
 		w.down.Store(true)
 		pass(time.Second)
 		w.gateways[1].mute.Store(true)
@@ -516,9 +306,7 @@ func TestALookBeginsAsTheStoreGoes(t *testing.T) {
 		w := newWorld(t, 2, 2)
 		k := key("ann", "a")
 		at, _, _ := w.connect(k, w.gateways[0])
-		for _, m := range w.routers {
-			m.mirror.clear() // as of routers that have just started
-		}
+		w.clearMirrors()
 		w.slow.Store(int64(time.Hour))
 		m := w.routers[0].home(k.UserKey)
 		var first sync.WaitGroup
@@ -544,9 +332,7 @@ func TestWhoLeavesAsTheStoreGoes(t *testing.T) {
 		stays, goes := key("ann", "stays"), key("ann", "goes")
 		at, _, _ := w.connect(stays, w.gateways[0])
 		goneAt, epoch, _ := w.connect(goes, w.gateways[1])
-		for _, m := range w.routers {
-			m.mirror.clear() // as of routers that have just started
-		}
+		w.clearMirrors()
 		w.slow.Store(int64(time.Hour))
 		home := w.routers[0].home(stays.UserKey)
 		var other sync.WaitGroup

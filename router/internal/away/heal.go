@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"connectrpc.com/connect"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
-	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -30,9 +27,6 @@ const (
 	listPatience = 20 * time.Second
 	// arrival is how long gateways need to find a router that has just started.
 	arrival = 1500 * time.Millisecond
-	// absentEvery is how often other routers are asked to write what they remember, as
-	// long as one has not said that it did.
-	absentEvery = time.Second
 	// listsAtOnce bounds the gateways that are listed at the same time.
 	listsAtOnce = 4
 )
@@ -84,16 +78,12 @@ func (s *Store) run() {
 }
 
 // lookAgain asks the backend whether it is there, if somebody has given up waiting
-// for it, and whether it is whole, if this router has become the home of others.
+// for it.
 func (s *Store) lookAgain() {
-	ring := s.ring()
 	s.mu.Lock()
-	suspect, sure := s.suspect, s.marker != "" && s.sure == ring
+	suspect := s.suspect
 	s.suspect = false
 	s.mu.Unlock()
-	if !sure {
-		s.verify()
-	}
 	if suspect {
 		ctx, cancel := context.WithTimeout(s.ctx, 2*probeTimeout)
 		defer cancel()
@@ -158,46 +148,6 @@ func (s *Store) probe() {
 	s.write()
 }
 
-// findPeer looks for another router that reaches the backend, and that renews this
-// one's lease then.
-func (s *Store) findPeer() {
-	var mu sync.Mutex
-	var found *route.Router
-	others, answered := false, false
-	var wg sync.WaitGroup
-	for _, r := range s.cluster.Directory.Routers() {
-		if r.ID == s.opts.Self.ID {
-			continue
-		}
-		others = true
-		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(s.ctx, askTimeout)
-			defer cancel()
-			res, err := s.cluster.Peer(r).Records(ctx, connect.NewRequest(s.question()))
-			if err != nil {
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			answered = true
-			if res.Msg.GetUp() {
-				found = &r
-			}
-		})
-	}
-	wg.Wait()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.outage.peer, s.outage.alone = found, others && !answered
-	if asked := s.outage.asked; asked != nil {
-		select {
-		case <-asked:
-		default:
-			close(asked)
-		}
-	}
-}
-
 // recover goes as far on the way back as it can now.
 func (s *Store) recover() {
 	s.verify()
@@ -251,76 +201,6 @@ func (s *Store) recover() {
 	if s.othersSettled(routers) {
 		s.finish(want, ring)
 	}
-}
-
-// othersSettled tells whether what the other routers answer for is in the backend.
-func (s *Store) othersSettled(routers []route.Router) bool {
-	return s.others(routers, s.question(), (*routerv1.RecordsResponse).GetSettled)
-}
-
-// others asks all other routers at once, and tells whether each said yes.
-func (s *Store) others(routers []route.Router, req *routerv1.RecordsRequest, yes func(*routerv1.RecordsResponse) bool) bool {
-	var no atomic.Bool
-	var wg sync.WaitGroup
-	for _, r := range routers {
-		if r.ID == s.opts.Self.ID {
-			continue
-		}
-		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(s.ctx, askTimeout)
-			defer cancel()
-			res, err := s.cluster.Peer(r).Records(ctx, connect.NewRequest(req))
-			if err != nil || !yes(res.Msg) {
-				no.Store(true)
-			}
-		})
-	}
-	wg.Wait()
-	return !no.Load()
-}
-
-// learnAbsent sees to it, while healing, that what other routers remember is in the
-// backend: who is absent, and left when another one was his home, no gateway knows. A
-// router that does not say so is asked again when absentEvery has passed.
-func (s *Store) learnAbsent() {
-	routers := s.cluster.Directory.Routers()
-	known := func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.phase() != healing || s.heal.absent == state{s.marker, hashOf(routers)} || time.Since(s.heal.asked) < absentEvery
-	}
-	if known() {
-		return
-	}
-	s.absent.do(func() bool {
-		if known() {
-			return true
-		}
-		req := s.question()
-		req.Save = true
-		saved := s.others(routers, req, (*routerv1.RecordsResponse).GetSaved)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.heal.asked = time.Now()
-		if saved {
-			s.heal.absent = state{req.GetMarker(), req.GetRoutersHash()}
-		}
-		return saved
-	})
-}
-
-// settled tells another router, which knows this marker and these routers, whether
-// what this one answers for is in the backend.
-func (s *Store) settled(marker string, routers uint64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch s.phase() {
-	case up:
-		return s.marker == marker
-	case healing:
-		return s.heal.done == state{marker, routers} && s.marker == marker
-	}
-	return false
 }
 
 // finish is the step back to up, with that set of routers.

@@ -130,6 +130,7 @@ func TestAUserIsSavedAsAWhole(t *testing.T) {
 			m.bind(key(fmt.Sprint("user", u), fmt.Sprint("d", d)), route.Location{Session: 1}, 2)
 		}
 	}
+	seen := map[route.DeviceKey]bool{}
 	for m.unsavedLen() > 0 {
 		part := m.some(10)
 		if len(part) < 10 && len(part) != m.unsavedLen() || len(part) > 12 || len(part)%3 != 0 {
@@ -139,6 +140,10 @@ func TestAUserIsSavedAsAWhole(t *testing.T) {
 			if r.Key != key(r.Key.User, fmt.Sprint("d", i%3)) || r.Key.User != part[i-i%3].Key.User {
 				t.Fatalf("%d: %v", i, r.Key)
 			}
+			if seen[r.Key] {
+				t.Fatalf("%v comes twice", r.Key)
+			}
+			seen[r.Key] = true
 		}
 		m.saved(part)
 	}

@@ -255,16 +255,14 @@ func (m *mirror) applied(c route.Change) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e := m.users[c.Key.UserKey]
-	known := false
-	var i int
+	var records []route.Record
 	if e != nil {
-		i, known = find(e.records, c.Key.Device)
+		records = e.records
 	}
+	i, known := find(records, c.Key.Device)
 	if !known {
-		if c.To == route.Ghost && c.GhostTTL > 0 {
-			if r, ok := changed(nil, c, now); ok {
-				m.set(m.get(c.Key.UserKey), r)
-			}
+		if r, ok := changed(nil, c, now); ok && c.To == route.Ghost && c.GhostTTL > 0 {
+			m.set(m.get(c.Key.UserKey), r)
 		}
 		return
 	}

@@ -108,9 +108,7 @@ func TestOnRedis(t *testing.T) {
 				round()
 			}
 			w.settle()
-			for _, m := range w.routers {
-				m.mirror.clear()
-			}
+			w.clearMirrors()
 			w.find(all) // the store alone must do
 		})
 	}

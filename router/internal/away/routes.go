@@ -381,7 +381,7 @@ func (s *Store) resolve(ctx context.Context, key route.UserKey) {
 	if _, complete := s.mirror.records(key); complete {
 		return
 	}
-	s.unlessAlone()
+	s.findPeerIfAlone()
 	out := make([]finding, 1)
 	s.gather(ctx, []route.UserKey{key}, []int{0}, asking, out)
 	if !s.mine(key) {

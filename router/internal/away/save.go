@@ -27,7 +27,7 @@ func (s *Store) save(ctx context.Context, records []route.Restored) {
 	for range 2 { // the store may be lost with the first try
 		if s.phase() == away {
 			s.awaitPeer(ctx)
-			s.unlessAlone()
+			s.findPeerIfAlone()
 		}
 		if s.write() {
 			return
@@ -149,10 +149,10 @@ func (s *Store) alone() bool {
 	return s.outage.alone
 }
 
-// unlessAlone looks for other routers again if none answered, because somebody has got
+// findPeerIfAlone looks for other routers again if none answered, because somebody has got
 // through to this one: then it gets through to others, which may be about to take it for
 // dead, or have.
-func (s *Store) unlessAlone() {
+func (s *Store) findPeerIfAlone() {
 	if s.phase() == away && s.alone() {
 		s.search.do(func() bool { s.findPeer(); return true })
 	}

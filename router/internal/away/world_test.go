@@ -98,7 +98,7 @@ func (w *world) router(id string, incarnation uint64) *member {
 		Store: w.open(m), Self: self, Lease: directory.Lease,
 		Telemetry: tel,
 	})
-	m.dir = directory.New(m.Store, self, tel.Log, func() {}, func(bool) { m.Announce() })
+	m.dir = directory.New(m.Store, self, tel.Log, func() {}, func(bool) { m.Lapsed() })
 	m.Start(Cluster{
 		Directory: m.dir,
 		Peer:      func(to route.Router) routerv1connect.PeerServiceClient { return wire{from: m, to: w.named(to.ID)} },
