@@ -157,7 +157,7 @@ func (s *Service) Sessions(ctx context.Context, req *connect.Request[gatewayv1.S
 	}
 	visit := func(sess *session.Session) bool {
 		info, ok := sess.Info()
-		if !ok || m.GetTenantId() != "" && info.TenantId != m.GetTenantId() || m.GetUserId() != "" && info.UserId != m.GetUserId() {
+		if !ok || info.Ending && !m.GetEnding() || m.GetTenantId() != "" && info.TenantId != m.GetTenantId() || m.GetUserId() != "" && info.UserId != m.GetUserId() {
 			return true
 		}
 		if len(homes) > 0 && ring.Pick(homes, info.TenantId, info.UserId) != home {

@@ -1,6 +1,7 @@
 package downlink
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -391,6 +392,11 @@ func TestSessions(t *testing.T) {
 	if len(got) != 1 || got[0].SessionId != ann.ID() || got[0].DeviceId != "d" || got[0].Epoch != 5 || got[0].Version != 1 ||
 		got[0].RemoteAddr != "10.0.0.1" || got[0].ConnectedAtMs == 0 {
 		t.Errorf("ann: %v", got)
+	}
+	got = list(&gatewayv1.SessionsRequest{TenantId: "t", UserId: "ann", Ending: true})
+	slices.SortFunc(got, func(a, b *gatewayv1.SessionInfo) int { return cmp.Compare(a.SessionId, b.SessionId) })
+	if len(got) != 2 || got[0].Ending || got[1].SessionId != leaving.ID() || !got[1].Ending || got[1].Epoch != 5 {
+		t.Errorf("ann, with what is ending: %v", got)
 	}
 	both := &gatewayv1.SessionsRequest{Users: []*gatewayv1.UserRef{
 		{TenantId: "t", UserId: "ann"}, {TenantId: "t", UserId: "user7"}, {TenantId: "t", UserId: "ann"}, {TenantId: "other", UserId: "user8"},

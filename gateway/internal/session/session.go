@@ -169,15 +169,18 @@ func (s *Session) Migrated() (migrated bool, since time.Time) {
 	return s.migrated, s.host.start.Add(time.Duration(s.since))
 }
 
-// Info is the session as others see it; ok says that it holds its route.
+// Info is the session as others see it; ok says that it is its device's: it has been
+// admitted, and neither has a router taken its end nor another session its place.
 func (s *Session) Info() (info *gatewayv1.SessionInfo, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	holds := (s.phase == live || s.phase == suspended) && !s.shut && !s.released && !s.pending
 	return &gatewayv1.SessionInfo{
 		SessionId: s.id, TenantId: s.tenant.name, UserId: s.user, DeviceId: s.device, Epoch: s.epoch, Version: s.version,
 		ConnectedAtMs: s.host.start.Add(time.Duration(s.since)).UnixMilli(),
 		RemoteAddr:    s.remote, Queued: uint32(len(s.queue)), Suspended: s.phase == suspended,
-	}, (s.phase == live || s.phase == suspended) && !s.shut && !s.released && !s.pending
+		Ending: !holds,
+	}, s.phase != opening && !s.refused && !s.handed && !s.final
 }
 
 // Stage is what a drain has to know of a session.

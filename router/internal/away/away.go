@@ -335,9 +335,12 @@ func (s *Store) check() bool {
 		return s.phase() == up
 	}
 	s.losses.Add(1)
-	if unsure {
+	switch {
+	case unsure:
 		s.log.Warn("redis_not_whole")
-	} else {
+	case first:
+		s.log.Info("redis_empty") // as it is before the first router has ever come
+	default:
 		s.log.Warn("redis_emptied")
 	}
 	s.partial = time.Now().Add(s.opts.Lease)

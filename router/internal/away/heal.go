@@ -322,7 +322,7 @@ func (s *Store) rebuildFrom(g route.Node, routers []string, h recovery) error {
 func (s *Store) restoreList(ctx context.Context, node route.NodeRef, routers []string, list []*gatewayv1.SessionInfo) error {
 	records := make([]route.Restored, 0, len(list))
 	for _, i := range list {
-		key, r := liveRecord(node, i)
+		key, r := recordOf(node, i)
 		if key.Check() != nil || !s.homeOf(routers, key.UserKey) {
 			continue
 		}

@@ -98,6 +98,77 @@ func TestWhoLeftBeforeTheHomeChanged(t *testing.T) {
 	})
 }
 
+// TestWhoIsLeavingWhenTheStoreIsEmptied: until a router has taken the end of his session
+// only his gateway knows of him, and the routes are the same whoever takes it.
+func TestWhoIsLeavingWhenTheStoreIsEmptied(t *testing.T) {
+	for name, taker := range map[string]int{"the home takes the end": 1, "another router takes the end": 0} {
+		for when, wait := range map[string]time.Duration{"at once": 0, "after the rebuilding": 10 * time.Second} {
+			t.Run(name+" "+when, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, 2, 2)
+					home := w.routers[1]
+					k := w.homedAt(home)
+					at, epoch, _ := w.connect(k, w.gateways[0])
+					w.clearMirrors()
+					w.at(at.Node).end(at.Session)
+					w.flush()
+					found, err := home.LookupFresh(t.Context(), k.UserKey)
+					if i, ok := find(found, k.Device); err != nil || !ok || found[i].State != route.Closing {
+						t.Errorf("his home finds %+v, %v", found, err)
+					}
+					pass(wait)
+					applied, err := w.routers[taker].Change(t.Context(), []route.Change{{
+						Key: k, Node: at.Node, Session: at.Session, Epoch: epoch, To: route.Ghost, GhostTTL: ghostTTL,
+					}})
+					if err != nil || !applied[0] {
+						t.Errorf("his end: %v, %v", applied, err)
+					}
+					w.at(at.Node).drop(at.Session)
+					found, err = home.LookupFresh(t.Context(), k.UserKey)
+					if i, ok := find(found, k.Device); err != nil || !ok || found[i].State == route.Live {
+						t.Errorf("his home finds %+v, %v", found, err)
+					}
+					pass(10 * time.Second)
+					w.want(k, nil)
+					w.clearMirrors()
+					w.want(k, nil)
+					w.end()
+				})
+			})
+		}
+	}
+}
+
+// TestWhoHasJustLeftWhenHisGatewayIsAsked: it does not hold him any more, so who took the
+// end of his session has him in the store.
+func TestWhoHasJustLeftWhenHisGatewayIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 2)
+		home, other := w.routers[1], w.routers[0]
+		k := w.homedAt(home)
+		at, epoch, _ := w.connect(k, w.gateways[0])
+		w.clearMirrors()
+		w.at(at.Node).end(at.Session)
+		w.flush()
+		w.at(at.Node).asked = func() {
+			_, err := other.Change(t.Context(), []route.Change{{
+				Key: k, Node: at.Node, Session: at.Session, Epoch: epoch, To: route.Ghost, GhostTTL: ghostTTL,
+			}})
+			if err != nil {
+				t.Error(err)
+			}
+			w.at(at.Node).drop(at.Session)
+		}
+		found, err := home.LookupFresh(t.Context(), k.UserKey)
+		if i, ok := find(found, k.Device); err != nil || !ok || found[i].State == route.Live {
+			t.Errorf("his home finds %+v, %v", found, err)
+		}
+		pass(10 * time.Second)
+		w.want(k, nil)
+		w.end()
+	})
+}
+
 // TestARouterThatStartsJustBeforeAnOutage: the others know it, though they have not read
 // the store since.
 func TestARouterThatStartsJustBeforeAnOutage(t *testing.T) {

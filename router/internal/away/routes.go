@@ -337,16 +337,6 @@ func (s *Store) sources(ctx context.Context, keys []route.UserKey, w who, found 
 			}
 		}
 	}
-	if s.phase() != away {
-		got, err := s.backend.Lookup(ctx, keys)
-		if err == nil {
-			for i := range got {
-				found[i] = join(found[i], got[i]...)
-			}
-		} else {
-			s.failed(ctx, err)
-		}
-	}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	var errs []error
@@ -365,6 +355,17 @@ func (s *Store) sources(ctx context.Context, keys []route.UserKey, w who, found 
 		})
 	}
 	wg.Wait()
+	// After the gateways: what one does not hold any more is there by then.
+	if s.phase() != away {
+		got, err := s.backend.Lookup(ctx, keys)
+		if err == nil {
+			for i := range got {
+				found[i] = join(found[i], got[i]...)
+			}
+		} else {
+			s.failed(ctx, err)
+		}
+	}
 	if len(errs) > 0 {
 		return fmt.Errorf("%w: %w", route.ErrUnavailable, errors.Join(errs...))
 	}

@@ -65,20 +65,25 @@ func fromRecords(u *routerv1.UserRecords) (route.UserKey, []route.Record, error)
 	return key, out, nil
 }
 
-// liveRecord is a session as its gateway lists it.
-func liveRecord(node route.NodeRef, i *gatewayv1.SessionInfo) (route.DeviceKey, route.Record) {
+// recordOf is the record of a session that its gateway lists.
+func recordOf(node route.NodeRef, i *gatewayv1.SessionInfo) (route.DeviceKey, route.Record) {
 	key := route.DeviceKey{UserKey: route.UserKey{Tenant: i.GetTenantId(), User: i.GetUserId()}, Device: i.GetDeviceId()}
-	return key, route.Record{
+	r := route.Record{
 		Device: i.GetDeviceId(), State: route.Live, Node: node, Session: i.GetSessionId(), Epoch: i.GetEpoch(), Version: uint8(i.GetVersion()),
 	}
+	if i.GetEnding() {
+		r.State = route.Closing
+	}
+	return key, r
 }
 
-// sessions streams what a gateway holds. One that is a later incarnation, or
-// that knows no such call, holds nothing.
+// sessions streams what a gateway holds, also what is ending: a device that nobody
+// knows gets nothing kept. One that is a later incarnation, or that knows no such
+// call, holds nothing.
 func (s *Store) sessions(ctx context.Context, g route.Node, req *gatewayv1.SessionsRequest, each func([]*gatewayv1.SessionInfo) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream, whatever is left of it
-	req.GatewayIncarnation = g.Incarnation
+	req.GatewayIncarnation, req.Ending = g.Incarnation, true
 	stream, err := s.cluster.Gateway(g).Sessions(ctx, connect.NewRequest(req))
 	if err == nil {
 		for stream.Receive() {
@@ -104,7 +109,7 @@ func (s *Store) gatewayAsker(g route.Node) *asker {
 			found := make(map[route.UserKey][]route.Record, len(keys))
 			err := s.sessions(ctx, g, &gatewayv1.SessionsRequest{Users: toRefs(keys)}, func(list []*gatewayv1.SessionInfo) error {
 				for _, i := range list {
-					key, r := liveRecord(g.NodeRef, i)
+					key, r := recordOf(g.NodeRef, i)
 					found[key.UserKey] = join(found[key.UserKey], r)
 				}
 				return nil

@@ -217,6 +217,10 @@ type gateway struct {
 	node route.Node
 	dead atomic.Bool
 	mute atomic.Bool // does not answer
+	// asked, unless it is nil, is called once, when the gateway is first asked for its
+	// sessions; it is set before that.
+	asked func()
+	once  sync.Once
 
 	mu   sync.Mutex
 	held map[uint64]*gatewayv1.SessionInfo // guarded by mu
@@ -242,10 +246,16 @@ func (g *gateway) RoundTrip(req *http.Request) (*http.Response, error) {
 
 func (g *gateway) Sessions(_ context.Context, req *connect.Request[gatewayv1.SessionsRequest], out *connect.ServerStream[gatewayv1.SessionsResponse]) error {
 	m := req.Msg
+	if g.asked != nil {
+		g.once.Do(g.asked)
+	}
 	g.mu.Lock()
 	var list []*gatewayv1.SessionInfo
 	for _, id := range slices.Sorted(maps.Keys(g.held)) {
 		i := g.held[id]
+		if i.Ending && !m.Ending {
+			continue
+		}
 		named := len(m.Users) == 0 || slices.ContainsFunc(m.Users, func(u *gatewayv1.UserRef) bool { return u.TenantId == i.TenantId && u.UserId == i.UserId })
 		home := len(m.Routers) == 0 || m.Routers[ring.Pick(m.Routers, i.TenantId, i.UserId)] == m.HomeRouter
 		if named && home {
@@ -275,6 +285,13 @@ func (g *gateway) hold(key route.DeviceKey, loc route.Location, epoch uint64) {
 	g.held[loc.Session] = &gatewayv1.SessionInfo{
 		SessionId: loc.Session, TenantId: key.Tenant, UserId: key.User, DeviceId: key.Device, Epoch: epoch, Version: 2,
 	}
+}
+
+// end says that the session is ending: its gateway has begun to tell a router so.
+func (g *gateway) end(session uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.held[session].Ending = true
 }
 
 func (g *gateway) drop(session uint64) {

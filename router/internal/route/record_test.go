@@ -130,6 +130,8 @@ func TestYieldsTo(t *testing.T) {
 		"a higher epoch":             {func(_, new *Record) { new.Epoch, new.Session = 4, 6 }, true},
 		"a lower epoch":              {func(_, new *Record) { new.Epoch = 2 }, false},
 		"itself":                     {func(_, _ *Record) {}, true},
+		"itself, ending":             {func(_, new *Record) { new.State = Closing }, true},
+		"ended, and itself, ending":  {func(old, new *Record) { old.State, new.State = Ghost, Closing }, false},
 		"itself, ended":              {func(_, new *Record) { new.State = Ghost }, true},
 		"live elsewhere":             {func(_, new *Record) { new.Session = 6 }, false},
 		"live in another start":      {func(_, new *Record) { new.Node.Incarnation = 8 }, false},

@@ -126,7 +126,11 @@ func (r Restored) Check() error {
 }
 
 // YieldsTo tells whether new may take the place of r, which a store remembers
-// for the same device (Restore).
+// for the same device (Restore). What has ended does not begin to end again: nobody
+// would finish it.
 func (r Record) YieldsTo(new Record) bool {
-	return r.Epoch < new.Epoch || r.Epoch == new.Epoch && (r.Location() == new.Location() || r.State != Live)
+	if r.Epoch != new.Epoch {
+		return r.Epoch < new.Epoch
+	}
+	return (r.State != Ghost || new.State != Closing) && (r.State != Live || r.Location() == new.Location())
 }

@@ -48,6 +48,7 @@ func restoreKnowsNewer(t *testing.T, s route.Store, _ func(time.Duration)) {
 		{"its own", here, here, true},
 		{"its own, which has ended", with(here, route.Ghost), here, true},
 		{"its own, which is closing", with(here, route.Closing), here, true},
+		{"its own, which has ended, closing", with(here, route.Ghost), with(here, route.Closing), false},
 		{"its own has ended since", here, with(here, route.Ghost), true},
 		{"its own is closing since", here, with(here, route.Closing), true},
 		{"live elsewhere", live(g2, 5, 1<<40), here, false},

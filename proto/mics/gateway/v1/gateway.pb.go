@@ -946,8 +946,10 @@ type SessionsRequest struct {
 	// The incarnation that is meant, another one refuses; 0 means any.
 	GatewayIncarnation uint64 `protobuf:"varint,5,opt,name=gateway_incarnation,json=gatewayIncarnation,proto3" json:"gateway_incarnation,omitempty"`
 	// Only sessions of users whose home among these routers is home_router.
-	Routers       []string `protobuf:"bytes,6,rep,name=routers,proto3" json:"routers,omitempty"`
-	HomeRouter    string   `protobuf:"bytes,7,opt,name=home_router,json=homeRouter,proto3" json:"home_router,omitempty"`
+	Routers    []string `protobuf:"bytes,6,rep,name=routers,proto3" json:"routers,omitempty"`
+	HomeRouter string   `protobuf:"bytes,7,opt,name=home_router,json=homeRouter,proto3" json:"home_router,omitempty"`
+	// Also sessions that are ending, until a router has taken their end.
+	Ending        bool `protobuf:"varint,8,opt,name=ending,proto3" json:"ending,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1029,6 +1031,13 @@ func (x *SessionsRequest) GetHomeRouter() string {
 		return x.HomeRouter
 	}
 	return ""
+}
+
+func (x *SessionsRequest) GetEnding() bool {
+	if x != nil {
+		return x.Ending
+	}
+	return false
 }
 
 type UserRef struct {
@@ -1141,7 +1150,9 @@ type SessionInfo struct {
 	// Frames in the outbound queue.
 	Queued uint32 `protobuf:"varint,9,opt,name=queued,proto3" json:"queued,omitempty"`
 	// It has lost its socket and waits for its client to resume it.
-	Suspended     bool `protobuf:"varint,10,opt,name=suspended,proto3" json:"suspended,omitempty"`
+	Suspended bool `protobuf:"varint,10,opt,name=suspended,proto3" json:"suspended,omitempty"`
+	// It takes no more deliveries, and its FINAL or a Handover is to come.
+	Ending        bool `protobuf:"varint,11,opt,name=ending,proto3" json:"ending,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1242,6 +1253,13 @@ func (x *SessionInfo) GetQueued() uint32 {
 func (x *SessionInfo) GetSuspended() bool {
 	if x != nil {
 		return x.Suspended
+	}
+	return false
+}
+
+func (x *SessionInfo) GetEnding() bool {
+	if x != nil {
+		return x.Ending
 	}
 	return false
 }
@@ -2771,7 +2789,7 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\vunmoderated\x18\x02 \x01(\bR\vunmoderated\x12\x10\n" +
 	"\x03key\x18\x03 \x01(\fR\x03key\x12\x0e\n" +
 	"\x02id\x18\x04 \x01(\x04R\x02id\x12\x10\n" +
-	"\x03seq\x18\x05 \x01(\x04R\x03seq\"\xf9\x01\n" +
+	"\x03seq\x18\x05 \x01(\x04R\x03seq\"\x91\x02\n" +
 	"\x0fSessionsRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x14\n" +
@@ -2780,12 +2798,13 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\x13gateway_incarnation\x18\x05 \x01(\x04R\x12gatewayIncarnation\x12\x18\n" +
 	"\arouters\x18\x06 \x03(\tR\arouters\x12\x1f\n" +
 	"\vhome_router\x18\a \x01(\tR\n" +
-	"homeRouter\"?\n" +
+	"homeRouter\x12\x16\n" +
+	"\x06ending\x18\b \x01(\bR\x06ending\"?\n" +
 	"\aUserRef\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\"L\n" +
 	"\x10SessionsResponse\x128\n" +
-	"\bsessions\x18\x01 \x03(\v2\x1c.mics.gateway.v1.SessionInfoR\bsessions\"\xae\x02\n" +
+	"\bsessions\x18\x01 \x03(\v2\x1c.mics.gateway.v1.SessionInfoR\bsessions\"\xc6\x02\n" +
 	"\vSessionInfo\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\x04R\tsessionId\x12\x1b\n" +
@@ -2799,7 +2818,8 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"remoteAddr\x12\x16\n" +
 	"\x06queued\x18\t \x01(\rR\x06queued\x12\x1c\n" +
 	"\tsuspended\x18\n" +
-	" \x01(\bR\tsuspended\"x\n" +
+	" \x01(\bR\tsuspended\x12\x16\n" +
+	"\x06ending\x18\v \x01(\bR\x06ending\"x\n" +
 	"\vKickRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +

@@ -28,7 +28,7 @@ for i = 1, #ARGV, 2 do
   local old = have[device]
   if old then
     local same = old.session == new.session and old.inc == new.inc and old.node == new.node
-    if old.e < new.e or (old.e == new.e and (old.state ~= '1' or same)) then
+    if old.e < new.e or (old.e == new.e and (old.state ~= '3' or new.state ~= '2') and (old.state ~= '1' or same)) then
       set = set + 1
       if over(new) then
         redis.call('HDEL', KEYS[1], device)
