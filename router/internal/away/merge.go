@@ -94,15 +94,17 @@ type orderly struct {
 }
 
 const (
-	// flapWindow: a store that is lost again so soon must answer twice as long.
+	// flapWindow: a store that is lost again so soon must answer longer.
 	flapWindow = 10 * time.Second
-	maxNeed    = 16
+	// maxNeed: who waits for so many answers, probeEvery apart, still has a lease in a
+	// store that was emptied before the others, who do not wait, take it for dead.
+	maxNeed = 3
 )
 
 // lost is the state when the store is lost.
 func (o orderly) lost(now time.Time) orderly {
 	if !o.back.IsZero() && now.Sub(o.back) < flapWindow {
-		o.need = min(2*max(o.need, 1), maxNeed)
+		o.need = min(max(o.need, 1)+1, maxNeed)
 	} else {
 		o.need = 1
 	}
