@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/mics-im/mics/internal/fault"
 	"github.com/mics-im/mics/internal/telemetry"
 	"github.com/mics-im/mics/internal/testkit"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
@@ -52,6 +53,8 @@ type cluster struct {
 	asked   []*gatewayv1.HandoverRequest                                               // guarded by mu
 	events  []event.Event                                                              // guarded by mu
 	slow    map[string]time.Duration                                                   // guarded by mu: gateway → its handovers
+	// refusing is how often a gateway is out of reach.
+	refusing map[string]int // guarded by mu
 	auth    func(token, device string) (*hookv1.AuthResponse, error)                   // set before use
 	tokens  *token.Keys                                                                // of all routers but those in ownKeys
 	ownKeys map[string]*token.Keys                                                     // set before use: by router
@@ -114,7 +117,7 @@ func (f *faulty) AcquireConn(ctx context.Context, tenant string, n route.NodeRef
 func newCluster(t *testing.T, routers int, edit ...func(*cluster)) *cluster {
 	t.Helper()
 	c := &cluster{
-		t: t, store: memstore.New(), dead: map[route.NodeRef]bool{}, windows: map[route.Location][]*gatewayv1.Undelivered{}, slow: map[string]time.Duration{},
+		t: t, store: memstore.New(), dead: map[route.NodeRef]bool{}, windows: map[route.Location][]*gatewayv1.Undelivered{}, slow: map[string]time.Duration{}, refusing: map[string]int{},
 		last: map[route.Location]uint64{}, tokens: token.Random(), ownKeys: map[string]*token.Keys{},
 		auth: func(token, _ string) (*hookv1.AuthResponse, error) {
 			return &hookv1.AuthResponse{Ok: true, UserId: token}, nil
@@ -324,6 +327,13 @@ func (w wire) Buffer(ctx context.Context, req *connect.Request[routerv1.BufferRe
 	return connect.NewResponse(w.to.buffer.KeepAll(ctx, req.Msg)), nil
 }
 
+// dies is for a gateway that was alive.
+func (c *cluster) dies(n route.NodeRef) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dead[n] = true
+}
+
 type gatewayWire struct {
 	gatewayv1connect.GatewayServiceClient
 	c    *cluster
@@ -334,7 +344,12 @@ func (w gatewayWire) Handover(ctx context.Context, req *connect.Request[gatewayv
 	w.c.mu.Lock()
 	w.c.asked = append(w.c.asked, req.Msg)
 	wait := w.c.slow[w.node.ID]
+	w.c.refusing[w.node.ID]--
+	refused := w.c.refusing[w.node.ID] >= 0
 	w.c.mu.Unlock()
+	if refused {
+		return nil, fault.New(fault.Unavailable, "connection refused")
+	}
 	select {
 	case <-time.After(wait):
 	case <-ctx.Done():

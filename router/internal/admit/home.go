@@ -24,8 +24,14 @@ const (
 	// admitTimeout bounds an admission; it goes on when the caller has given up,
 	// because a step taken halfway is worse than one taken back.
 	admitTimeout = 5 * time.Second
-	// handoverTimeout bounds the wait for the old session's gateway.
-	handoverTimeout = time.Second
+	// afterHandover is what an admission leaves of its time when it waits for the old
+	// session's gateway: longer than a lease, after which a gateway that stands still has
+	// answered or is dead, and what its session had is known. Else that would come later,
+	// behind what others send to the new session at once.
+	afterHandover = time.Second
+	// handoverLook is how often is looked whether that gateway is dead, and the pause
+	// before it is asked again.
+	handoverLook = 50 * time.Millisecond
 	// stallLook is how often is looked whether the time after a stall is over.
 	stallLook = 50 * time.Millisecond
 )
@@ -281,7 +287,13 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 	if prev == nil || prev.Location() == o.loc || prev.State == route.Ghost && !a.opts.Homes.Changed() {
 		return nil, nil, true
 	}
-	got, err := a.handover(ctx, prev.Location(), &gatewayv1.HandoverRequest{
+	patience := ctx
+	if end, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		patience, cancel = context.WithDeadline(ctx, end.Add(-afterHandover))
+		defer cancel()
+	}
+	got, err := a.handover(patience, prev.Location(), &gatewayv1.HandoverRequest{
 		CloseCode: codeReplaced, CloseReason: textReplaced, Resume: o.resume.claims != nil, LastSeq: o.resume.lastSeq,
 	})
 	if err != nil {
@@ -305,23 +317,45 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 	return dispatch.Messages(got.Undelivered), seqs, opened
 }
 
-// handover asks the gateway of a session; nil without an error: it is dead.
+// handover asks the gateway of a session, again after an error that passes, until it
+// answers, is dead (nil without an error), or ctx ends.
 func (a *Admitter) handover(ctx context.Context, at route.Location, req *gatewayv1.HandoverRequest) (*gatewayv1.HandoverResponse, error) {
-	if !a.opts.Directory.Alive(at.Node) {
-		return nil, nil
-	}
-	node, ok := a.opts.Directory.Gateway(at.Node)
-	if !ok {
-		return nil, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
-	defer cancel()
 	req.GatewayIncarnation, req.SessionId = at.Node.Incarnation, at.Session
-	res, err := a.opts.Gateway(node).Handover(ctx, connect.NewRequest(req))
-	if err != nil {
-		return nil, err
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() { // ends with the call
+		look := time.NewTicker(handoverLook)
+		defer look.Stop()
+		for a.opts.Directory.Alive(at.Node) {
+			select {
+			case <-look.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+		cancel()
+	}()
+	for {
+		node, ok := a.opts.Directory.Gateway(at.Node)
+		if !ok || !a.opts.Directory.Alive(at.Node) {
+			return nil, nil
+		}
+		res, err := a.opts.Gateway(node).Handover(ctx, connect.NewRequest(req))
+		if err == nil {
+			return res.Msg, nil
+		}
+		if connect.IsWireError(err) && fault.KindOf(err) != fault.Unavailable {
+			return nil, err
+		}
+		select {
+		case <-time.After(handoverLook):
+		case <-ctx.Done():
+			if !a.opts.Directory.Alive(at.Node) {
+				return nil, nil
+			}
+			return nil, err
+		}
 	}
-	return res.Msg, nil
 }
 
 // takeBack undoes an admission that could not be completed: the device is

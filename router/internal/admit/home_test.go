@@ -117,14 +117,30 @@ func TestABacklogIsInTurn(t *testing.T) {
 	}
 }
 
-func TestADeadOrHangingGatewayDoesNotHoldATakeoverUp(t *testing.T) {
+// TestATakeoverWaitsUntilItIsKnownWhatTheOldSessionHad: for its gateway's answer or death,
+// but not for ever.
+func TestATakeoverWaitsUntilItIsKnownWhatTheOldSessionHad(t *testing.T) {
+	at := route.Location{Node: g(1), Session: 5}
 	for name, tc := range map[string]struct {
 		edit  func(*cluster)
 		takes time.Duration
 		asked int
+		lost  bool
+		want  []string
 	}{
-		"dead":    {func(c *cluster) { c.dead[g(1)] = true }, 0, 0},
-		"hanging": {func(c *cluster) { c.slow["g1"] = time.Hour }, time.Second, 1},
+		"dead":               {func(c *cluster) { c.dead[g(1)] = true }, 0, 0, true, []string{"1"}},
+		"hanging":            {func(c *cluster) { c.slow["g1"] = time.Hour }, admitTimeout - afterHandover, 1, false, []string{"1"}},
+		"late":               {func(c *cluster) { c.slow["g1"] = 2500 * time.Millisecond }, 2500 * time.Millisecond, 1, false, []string{"0", "1"}},
+		"out of reach":       {func(c *cluster) { c.refusing["g1"] = 1000 }, admitTimeout - afterHandover, 81, false, []string{"1"}},
+		"soon back in reach": {func(c *cluster) { c.refusing["g1"] = 3 }, 3 * handoverLook, 4, false, []string{"0", "1"}},
+		"dies": {func(c *cluster) {
+			c.slow["g1"] = time.Hour
+			time.AfterFunc(1990*time.Millisecond, func() { c.dies(g(1)) })
+		}, 2 * time.Second, 1, true, []string{"1"}},
+		"out of reach, dies": {func(c *cluster) {
+			c.refusing["g1"] = 1000
+			time.AfterFunc(1990*time.Millisecond, func() { c.dies(g(1)) })
+		}, 2 * time.Second, 40, true, []string{"1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -132,13 +148,17 @@ func TestADeadOrHangingGatewayDoesNotHoldATakeoverUp(t *testing.T) {
 				defer c.close()
 				n := c.nodes[0]
 				n.opens(1, 5, "ann", "phone")
+				c.windows[at] = undelivered("0")
 				tc.edit(c)
 				n.keeps("1")
 				start := time.Now()
 				res := n.opens(2, 6, "ann", "phone")
-				same(t, "backlog", texts(res.Backlog), "1")
-				if took := time.Since(start); took != tc.takes || len(c.asked) != tc.asked {
+				same(t, "backlog", texts(res.Backlog), tc.want...)
+				if took := time.Since(start); took != tc.takes || len(c.asked) < tc.asked-1 || len(c.asked) > tc.asked+1 {
 					t.Errorf("took %v, asked %d times", took, len(c.asked))
+				}
+				if n.lost(at) != tc.lost {
+					t.Errorf("its copies are taken back: %v", n.lost(at))
 				}
 			})
 		})
