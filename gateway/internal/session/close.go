@@ -214,8 +214,9 @@ func (s *Session) disconnected() {
 		"duration_ms", time.Duration(h.now()-s.since).Milliseconds())
 }
 
-// handBack gives the window of an ended session to the user's home. A Handover
-// that is waiting does that instead.
+// handBack gives the window of an ended session to the user's home, also one that a
+// Handover has: who asked for it may have died with it. A Handover that is waiting comes
+// first.
 func (s *Session) handBack() {
 	s.mu.Lock()
 	if s.freezing || s.handing {
@@ -223,7 +224,7 @@ func (s *Session) handBack() {
 		return
 	}
 	s.handing = true
-	if s.handed || s.refused && !s.neverOpened && len(s.win.entries) == 0 {
+	if s.handed && len(s.over.Undelivered) == 0 || s.refused && !s.neverOpened && len(s.win.entries) == 0 {
 		s.final = true
 		s.leave()
 		s.mu.Unlock()
@@ -233,14 +234,18 @@ func (s *Session) handBack() {
 		SessionId: s.id, TenantId: s.tenant.name, UserId: s.user, DeviceId: s.device, Epoch: s.epoch,
 		Stage: routerv1.ClosedSession_STAGE_FINAL, CloseCode: int32(s.code), NeverOpened: s.refused,
 	}
-	undelivered := make(map[key]bool, len(s.win.entries))
-	for i := range s.win.entries {
-		d := s.win.entries[i].d
-		c.Undelivered = append(c.Undelivered, d.undelivered())
-		undelivered[d.key] = true
+	if s.handed {
+		c.Undelivered, c.RecentKeys, c.RecentAges = s.over.Undelivered, s.over.Keys, s.over.Ages
+	} else {
+		undelivered := make(map[key]bool, len(s.win.entries))
+		for i := range s.win.entries {
+			d := s.win.entries[i].d
+			c.Undelivered = append(c.Undelivered, d.undelivered())
+			undelivered[d.key] = true
+		}
+		c.RecentKeys, c.RecentAges = s.recent.bequeath(s.host.now(), undelivered)
+		s.handedBack += len(c.Undelivered)
 	}
-	c.RecentKeys, c.RecentAges = s.recent.bequeath(s.host.now(), undelivered)
-	s.handedBack += len(c.Undelivered)
 	s.mu.Unlock()
 	s.host.metrics.handback.Add(1)
 	s.host.cfg.Uplink.Final(c, s.taken)

@@ -36,9 +36,13 @@ type Handed struct {
 
 // Freeze is a Handover: it closes the session for good and returns what its
 // device has not got. ok is false when there is nothing to hand over: a router has
-// taken the window back, or another Handover was first. A window that is on its
+// taken the window back, or another Handover is under way. A window that is on its
 // way back by Final is returned all the same: it would come behind newer messages,
 // and the device's next session drops what it then knows by its key.
+//
+// What has been handed over is handed over again, as it was, and also goes back by
+// Final when the socket is closed: the answer may be lost, and so may be the router
+// that has it, before the next session's gateway does.
 //
 // It waits a little for what has just been written to be acknowledged, unless the
 // device says what it has seen, and for an OpenSession under way: its answer has a
@@ -46,6 +50,10 @@ type Handed struct {
 // what is returned, so nothing is: the window goes back by Final.
 func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 	s.mu.Lock()
+	if s.handed && !s.final {
+		defer s.mu.Unlock()
+		return s.over, true
+	}
 	if s.frozen || s.refused || s.final {
 		s.mu.Unlock()
 		return Handed{}, false
@@ -85,6 +93,9 @@ func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 	}
 	s.handed = s.phase != opening
 	h = s.hand(t)
+	if s.handed {
+		s.over = h
+	}
 	s.handedBack += len(h.Undelivered)
 	s.settle()
 	ended := s.phase == ended

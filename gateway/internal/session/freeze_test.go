@@ -57,7 +57,9 @@ func TestHandover(t *testing.T) {
 		code, _ := c.Closed()
 		want(t, "code", code, CodeReplaced)
 		want(t, "confirmed", a.confirmed(s), 4)
-		want(t, "finals", len(w.up.ended()), 0)
+		wantIDs(t, "handed back as well", idsOf(t, w.up.final(t).Undelivered), "3", "4")
+		want(t, "keys", string(w.up.final(t).RecentKeys), string(got.Keys))
+		want(t, "messages given back", s.Outcome().HandedBack, 2)
 		want(t, "gone", w.owner.isGone(s), true)
 		_, again := s.Freeze(t.Context(), replaced)
 		want(t, "a second one", again, false)
@@ -78,7 +80,7 @@ func TestHandoverOfADeadSocketIsBounded(t *testing.T) {
 		want(t, "keys", len(got.Keys), 0)
 		w.pass(flushTimeout + 100*time.Millisecond)
 		want(t, "gone", w.owner.isGone(s), true)
-		want(t, "finals", len(w.up.ended()), 0)
+		wantIDs(t, "handed back as well", idsOf(t, w.up.final(t).Undelivered), "1")
 	})
 }
 
@@ -134,7 +136,7 @@ func TestASocketThatEndsDuringAHandover(t *testing.T) {
 		got := <-h
 		synctest.Wait()
 		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "1")
-		want(t, "finals", len(w.up.ended()), 0)
+		wantIDs(t, "handed back as well", idsOf(t, w.up.final(t).Undelivered), "1")
 		want(t, "gone", w.owner.isGone(s), true)
 	})
 }
@@ -160,6 +162,34 @@ func TestHandoverAfterTheEnd(t *testing.T) {
 	})
 }
 
+// The answer of a Handover may be lost, and so may be the router that has it.
+func TestWhatWasHandedOverIsHandedOverAgain(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.up.hold = true
+		s, c := w.connect(2)
+		c.Echo(false)
+		w.open(s)
+		a := w.router("a")
+		s.Deliver(a.delivery("1"))
+		synctest.Wait()
+		got := <-freeze(t.Context(), s)
+		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "1")
+		want(t, "confirmed", a.confirmed(s), 1)
+		again := <-freeze(t.Context(), s)
+		want(t, "found", again.ok && again.Whole, true)
+		wantIDs(t, "handed over again", idsOf(t, again.Undelivered), "1")
+		w.pass(closeTimeout + 100*time.Millisecond)
+		wantIDs(t, "handed back", idsOf(t, w.up.final(t).Undelivered), "1")
+		again = <-freeze(t.Context(), s)
+		wantIDs(t, "handed over when it has ended", idsOf(t, again.Undelivered), "1")
+		want(t, "messages given back", s.Outcome().HandedBack, 1)
+		w.up.taken[0]()
+		want(t, "found once it is taken", (<-freeze(t.Context(), s)).ok, false)
+		want(t, "gone", w.owner.isGone(s), true)
+	})
+}
+
 func TestHandoverWhileOpeningWaitsForTheBacklog(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -177,7 +207,7 @@ func TestHandoverWhileOpeningWaitsForTheBacklog(t *testing.T) {
 		_ = c.Conn.Close()
 		synctest.Wait()
 		want(t, "gone", w.owner.isGone(s), true)
-		want(t, "finals", len(w.up.ended()), 0)
+		wantIDs(t, "handed back as well", idsOf(t, w.up.final(t).Undelivered), "old", "held")
 	})
 }
 

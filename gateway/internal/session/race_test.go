@@ -99,7 +99,9 @@ func checkSum(t *testing.T, w *world, c *wstest.Client, taken []string, over []*
 	t.Helper()
 	handed := idsOf(t, over)
 	for _, f := range w.up.ended() {
-		handed = append(handed, idsOf(t, f.Undelivered)...)
+		if back := idsOf(t, f.Undelivered); over == nil || !slices.Equal(back, handed) { // as well
+			handed = append(handed, back...)
+		}
 	}
 	shown := c.Delivered()
 	kept := len(taken) - len(handed)

@@ -128,7 +128,7 @@ func TestTheOldSocketIsKeptForAMoment(t *testing.T) {
 					want(t, "closed with", code, ends.code)
 				}
 				w.pass(closeTimeout)
-				want(t, "finals", len(w.up.ended()), 0)
+				wantIDs(t, "handed back as well", idsOf(t, w.up.final(t).Undelivered), "1")
 				want(t, "moved", s.Outcome().Moved, true)
 				want(t, "gone", w.owner.isGone(s), true)
 			})

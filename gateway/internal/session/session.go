@@ -84,7 +84,7 @@ type Session struct {
 	pending      bool // close with code as soon as it can be
 	frozen       bool // a Handover takes, or has taken, the window
 	freezing     bool // it is still waiting
-	handed       bool // it has the window: nothing is handed back
+	handed       bool // it has the window
 	migrated     bool // it goes on here because its client was asked to move
 	idled        bool // it was suspended, and its socket's end has been counted
 	severed      bool // suspended: the socket is closed
@@ -101,6 +101,7 @@ type Session struct {
 	gone         bool
 	unanswered   int           // messages published and not answered
 	handedBack   int           // messages, for the drain's receipt
+	over         Handed        // handed: what it has
 	acked        func()        // to be called after the next write; nil: nothing
 	changed      chan struct{} // closed at the next change, if somebody waits
 
@@ -259,7 +260,7 @@ func (s *Session) watch() {
 // is locked.
 func (s *Session) leave() {
 	if s.phase == ended && s.final && !s.reading && !s.writing && !s.gone {
-		s.gone, s.recent = true, nil
+		s.gone, s.recent, s.over = true, nil, Handed{}
 		s.notify()
 		s.host.owner.Gone(s, s.identity(), len(s.win.sources) > 0)
 	}

@@ -104,7 +104,7 @@ func TestASuspendedSessionGoesOnElsewhere(t *testing.T) {
 		want(t, "then", old.Deliver(a.delivery("x")), moved)
 		w.owner.sweep()
 		want(t, "gone", w.owner.isGone(old), true)
-		want(t, "finals", len(w.up.ended()), 0)
+		wantIDs(t, "handed back as well", idsOf(t, w.up.final(t).Undelivered), "3")
 		want(t, "suspended", w.host.Suspended(), 0)
 		want(t, "ended once", w.host.Totals().Disconnects, 1)
 
@@ -243,7 +243,7 @@ func TestSilenceSuspends(t *testing.T) {
 		w.owner.sweep()
 		want(t, "gone", w.owner.isGone(s), true)
 		want(t, "heartbeats", w.host.metrics.heartbeats.Value(), 1)
-		want(t, "finals", len(w.up.ended()), 0)
+		wantIDs(t, "handed back as well", idsOf(t, w.up.final(t).Undelivered), "1")
 	})
 }
 

@@ -115,14 +115,14 @@ func (a *Admitter) handBack(ctx context.Context, node route.NodeRef, s *routerv1
 		return fault.Wrap(fault.Unavailable, "wait for the user's other sessions", err)
 	}
 	defer unlock()
+	loc := route.Location{Node: node, Session: s.SessionId}
+	if a.ledger.wasHandedOver(loc) {
+		return nil // the next session has it, and the route
+	}
 	if _, err := a.opts.Routes.Change(ctx, []route.Change{c}); err != nil {
 		return fault.Wrap(fault.Unavailable, "change routes", err)
 	}
-	loc := route.Location{Node: node, Session: s.SessionId}
 	a.ledger.forget(loc)
-	if a.ledger.wasHandedOver(loc) {
-		return nil // a Handover was answered while this was on its way
-	}
 	a.opts.Stats.HandedBack.Add(int64(len(s.Undelivered)))
 	return a.keep(ctx, c.Key, dispatch.Messages(s.Undelivered))
 }

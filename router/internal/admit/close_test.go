@@ -55,11 +55,28 @@ func TestAWindowThatWasHandedOverIsNotKeptAgain(t *testing.T) {
 		defer c.close()
 		n := c.nodes[0]
 		n.opens(1, 5, "ann", "phone")
-		c.windows[route.Location{Node: g(1), Session: 5}] = undelivered("1", "2") // its end is on its way here
+		time.Sleep(remembered - time.Second)
+		c.windows[route.Location{Node: g(1), Session: 5}] = undelivered("1", "2")
 		same(t, "backlog", texts(n.opens(2, 6, "ann", "phone").Backlog), "1", "2")
+		time.Sleep(3 * time.Second) // while the old socket is closed
+		n.opens(2, 7, "bob", "phone")
 		n.closes(1, closed(5, 1, final, undelivered("1", "2")...))
 		same(t, "kept", n.kept())
 		same(t, "sent", n.sent)
+	})
+}
+
+// TestAWindowThatWasHandedOverToAHomeThatDied: the next home knows nothing of it.
+func TestAWindowThatWasHandedOverToAHomeThatDied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 2)
+		defer c.close()
+		next, first := c.nodes[0], c.nodes[1]
+		first.opens(1, 5, "ann", "phone")
+		c.windows[route.Location{Node: g(1), Session: 5}] = undelivered("1", "2")
+		first.opens(2, 6, "ann", "phone")
+		next.closes(1, closed(5, 1, final, undelivered("1", "2")...))
+		same(t, "sent", next.sent, "1", "2")
 	})
 }
 

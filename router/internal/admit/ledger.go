@@ -59,7 +59,9 @@ func (l *ledger) get(loc route.Location) *entry {
 		if now.Sub(oldest.at) <= remembered {
 			l.forgot()
 		}
-		delete(l.entries, oldest.loc)
+		if l.entries[oldest.loc] == oldest {
+			delete(l.entries, oldest.loc)
+		}
 		l.order[0] = nil
 		l.order = l.order[1:]
 	}
@@ -122,11 +124,15 @@ func (l *ledger) forget(loc route.Location) {
 	}
 }
 
-// handedOver notes that the session's window went to the next session of its device.
+// handedOver notes that the session's window went to the next session of its device,
+// which is remembered from now on.
 func (l *ledger) handedOver(loc route.Location) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.get(loc).handed = true
+	e := *l.get(loc)
+	e.at, e.admitted, e.handed = time.Now(), nil, true
+	l.entries[loc] = &e
+	l.order = append(l.order, &e)
 }
 
 // wasHandedOver tells whether what the session hands back at its end is known to be

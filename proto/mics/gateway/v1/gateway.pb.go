@@ -740,7 +740,7 @@ func (x *HandoverRequest) GetCheck() bool {
 
 type HandoverResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// False: the session is unknown, ended, or was handed over before.
+	// False: the session is unknown, or a router has taken its end.
 	Found bool `protobuf:"varint,1,opt,name=found,proto3" json:"found,omitempty"`
 	// In the order in which the device would have got them.
 	Undelivered []*Undelivered `protobuf:"bytes,2,rep,name=undelivered,proto3" json:"undelivered,omitempty"`

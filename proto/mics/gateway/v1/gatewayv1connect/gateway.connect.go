@@ -67,8 +67,8 @@ type GatewayServiceClient interface {
 	//	gateway → DeliverResponse{confirms: [session 3 through 9]}
 	Deliver(context.Context) *connect.BidiStreamForClient[v1.DeliverRequest, v1.DeliverResponse]
 	// Handover freezes one session for good, closes it, and returns what its
-	// device has not got, as far as the gateway can know. A second Handover of the
-	// same session returns nothing.
+	// device has not got, as far as the gateway can know. Until a router has taken the
+	// session's FINAL, which brings the same, a second Handover returns it again.
 	Handover(context.Context, *connect.Request[v1.HandoverRequest]) (*connect.Response[v1.HandoverResponse], error)
 	// Sessions streams what this gateway really holds, in batches.
 	Sessions(context.Context, *connect.Request[v1.SessionsRequest]) (*connect.ServerStreamForClient[v1.SessionsResponse], error)
@@ -231,8 +231,8 @@ type GatewayServiceHandler interface {
 	//	gateway → DeliverResponse{confirms: [session 3 through 9]}
 	Deliver(context.Context, *connect.BidiStream[v1.DeliverRequest, v1.DeliverResponse]) error
 	// Handover freezes one session for good, closes it, and returns what its
-	// device has not got, as far as the gateway can know. A second Handover of the
-	// same session returns nothing.
+	// device has not got, as far as the gateway can know. Until a router has taken the
+	// session's FINAL, which brings the same, a second Handover returns it again.
 	Handover(context.Context, *connect.Request[v1.HandoverRequest]) (*connect.Response[v1.HandoverResponse], error)
 	// Sessions streams what this gateway really holds, in batches.
 	Sessions(context.Context, *connect.Request[v1.SessionsRequest], *connect.ServerStream[v1.SessionsResponse]) error
