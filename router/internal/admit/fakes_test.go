@@ -80,6 +80,7 @@ type node struct {
 	gated     map[route.DeviceKey]bool  // guarded by mu
 	before    []route.Record            // guarded by mu: the user's, at the last Gate
 	abandoned []route.Location          // guarded by mu
+	owes      bool                      // set before use: to every session
 	sent      []string                  // guarded by mu: by SendTo
 	lastID    uint64                    // guarded by mu
 	lost      func(route.Location) bool // guarded by mu: as Reclaim was told last
@@ -225,6 +226,8 @@ func (n *node) Hold(key route.DeviceKey, _ route.Location, msgs []*dispatch.Mess
 	n.held = append(n.held, msgs...)
 	return ids, true
 }
+
+func (n *node) Owes(route.Location) bool { return n.owes }
 
 func (n *node) Abandon(loc route.Location) {
 	n.mu.Lock()

@@ -24,11 +24,14 @@ const (
 	// admitTimeout bounds an admission; it goes on when the caller has given up,
 	// because a step taken halfway is worse than one taken back.
 	admitTimeout = 5 * time.Second
-	// afterHandover is what an admission leaves of its time when it waits for the old
-	// session's gateway: longer than a lease, after which a gateway that stands still has
-	// answered or is dead, and what its session had is known. Else that would come later,
-	// behind what others send to the new session at once.
-	afterHandover = time.Second
+	// handoverTimeout bounds the wait for the old session's gateway.
+	handoverTimeout = time.Second
+	// owedTimeout bounds it if the old session was given what had been kept for its device
+	// and has not confirmed it. That would come later, behind what other routers send to
+	// the new session at once (CONTRACT section 1.1, order). In the time of a lease the
+	// gateway has answered or is dead, and it is known. The rest of admitTimeout is for the
+	// other steps.
+	owedTimeout = 4 * time.Second
 	// handoverLook is how often is looked whether that gateway is dead, and the pause
 	// before it is asked again.
 	handoverLook = 50 * time.Millisecond
@@ -287,13 +290,13 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 	if prev == nil || prev.Location() == o.loc || prev.State == route.Ghost && !a.opts.Homes.Changed() {
 		return nil, nil, true
 	}
-	patience := ctx
-	if end, ok := ctx.Deadline(); ok {
-		var cancel context.CancelFunc
-		patience, cancel = context.WithDeadline(ctx, end.Add(-afterHandover))
-		defer cancel()
+	ask, patience := a.handover, handoverTimeout
+	if a.opts.Dispatcher.Owes(prev.Location()) {
+		ask, patience = a.insist, owedTimeout
 	}
-	got, err := a.handover(patience, prev.Location(), &gatewayv1.HandoverRequest{
+	bounded, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	got, err := ask(bounded, prev.Location(), &gatewayv1.HandoverRequest{
 		CloseCode: codeReplaced, CloseReason: textReplaced, Resume: o.resume.claims != nil, LastSeq: o.resume.lastSeq,
 	})
 	if err != nil {
@@ -317,10 +320,22 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 	return dispatch.Messages(got.Undelivered), seqs, opened
 }
 
-// handover asks the gateway of a session, again after an error that passes, until it
-// answers, is dead (nil without an error), or ctx ends.
+// handover asks the gateway of a session; nil without an error: it is dead.
 func (a *Admitter) handover(ctx context.Context, at route.Location, req *gatewayv1.HandoverRequest) (*gatewayv1.HandoverResponse, error) {
+	node, ok := a.opts.Directory.Gateway(at.Node)
+	if !ok || !a.opts.Directory.Alive(at.Node) {
+		return nil, nil
+	}
 	req.GatewayIncarnation, req.SessionId = at.Node.Incarnation, at.Session
+	res, err := a.opts.Gateway(node).Handover(ctx, connect.NewRequest(req))
+	if err != nil {
+		return nil, err
+	}
+	return res.Msg, nil
+}
+
+// insist is handover until the gateway answers, is dead, or ctx ends.
+func (a *Admitter) insist(ctx context.Context, at route.Location, req *gatewayv1.HandoverRequest) (*gatewayv1.HandoverResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { // ends with the call
@@ -336,22 +351,15 @@ func (a *Admitter) handover(ctx context.Context, at route.Location, req *gateway
 		cancel()
 	}()
 	for {
-		node, ok := a.opts.Directory.Gateway(at.Node)
-		if !ok || !a.opts.Directory.Alive(at.Node) {
-			return nil, nil
-		}
-		res, err := a.opts.Gateway(node).Handover(ctx, connect.NewRequest(req))
-		if err == nil {
-			return res.Msg, nil
-		}
-		if connect.IsWireError(err) && fault.KindOf(err) != fault.Unavailable {
-			return nil, err
+		res, err := a.handover(ctx, at, req)
+		if err == nil || connect.IsWireError(err) && fault.KindOf(err) != fault.Unavailable {
+			return res, err
 		}
 		select {
 		case <-time.After(handoverLook):
 		case <-ctx.Done():
 			if !a.opts.Directory.Alive(at.Node) {
-				return nil, nil
+				err = nil
 			}
 			return nil, err
 		}

@@ -117,30 +117,35 @@ func TestABacklogIsInTurn(t *testing.T) {
 	}
 }
 
-// TestATakeoverWaitsUntilItIsKnownWhatTheOldSessionHad: for its gateway's answer or death,
-// but not for ever.
-func TestATakeoverWaitsUntilItIsKnownWhatTheOldSessionHad(t *testing.T) {
+// TestHowLongATakeoverWaits: if its device is owed something older than what others send,
+// until it is known whether the old session has confirmed that; but not for ever.
+func TestHowLongATakeoverWaits(t *testing.T) {
 	at := route.Location{Node: g(1), Session: 5}
+	hangs := func(c *cluster) { c.slow["g1"] = time.Hour }
+	refuses := func(c *cluster) { c.refusing["g1"] = 1000 }
+	dies := func(does func(*cluster)) func(*cluster) {
+		return func(c *cluster) {
+			does(c)
+			time.AfterFunc(1990*time.Millisecond, func() { c.dies(g(1)) })
+		}
+	}
 	for name, tc := range map[string]struct {
 		edit  func(*cluster)
+		owes  bool
 		takes time.Duration
 		asked int
 		lost  bool
 		want  []string
 	}{
-		"dead":               {func(c *cluster) { c.dead[g(1)] = true }, 0, 0, true, []string{"1"}},
-		"hanging":            {func(c *cluster) { c.slow["g1"] = time.Hour }, admitTimeout - afterHandover, 1, false, []string{"1"}},
-		"late":               {func(c *cluster) { c.slow["g1"] = 2500 * time.Millisecond }, 2500 * time.Millisecond, 1, false, []string{"0", "1"}},
-		"out of reach":       {func(c *cluster) { c.refusing["g1"] = 1000 }, admitTimeout - afterHandover, 81, false, []string{"1"}},
-		"soon back in reach": {func(c *cluster) { c.refusing["g1"] = 3 }, 3 * handoverLook, 4, false, []string{"0", "1"}},
-		"dies": {func(c *cluster) {
-			c.slow["g1"] = time.Hour
-			time.AfterFunc(1990*time.Millisecond, func() { c.dies(g(1)) })
-		}, 2 * time.Second, 1, true, []string{"1"}},
-		"out of reach, dies": {func(c *cluster) {
-			c.refusing["g1"] = 1000
-			time.AfterFunc(1990*time.Millisecond, func() { c.dies(g(1)) })
-		}, 2 * time.Second, 40, true, []string{"1"}},
+		"dead":                     {func(c *cluster) { c.dies(g(1)) }, true, 0, 0, true, []string{"1"}},
+		"hangs":                    {hangs, false, handoverTimeout, 1, false, []string{"1"}},
+		"hangs, owed":              {hangs, true, owedTimeout, 1, false, []string{"1"}},
+		"hangs and dies, owed":     {dies(hangs), true, 2 * time.Second, 1, true, []string{"1"}},
+		"is late, owed":            {func(c *cluster) { c.slow["g1"] = 2500 * time.Millisecond }, true, 2500 * time.Millisecond, 1, false, []string{"0", "1"}},
+		"refuses":                  {refuses, false, 0, 1, false, []string{"1"}},
+		"refuses, owed":            {refuses, true, owedTimeout, 80, false, []string{"1"}},
+		"refuses and dies, owed":   {dies(refuses), true, 2 * time.Second, 40, true, []string{"1"}},
+		"refuses for a time, owed": {func(c *cluster) { c.refusing["g1"] = 3 }, true, 3 * handoverLook, 4, false, []string{"0", "1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -148,6 +153,7 @@ func TestATakeoverWaitsUntilItIsKnownWhatTheOldSessionHad(t *testing.T) {
 				defer c.close()
 				n := c.nodes[0]
 				n.opens(1, 5, "ann", "phone")
+				n.owes = tc.owes
 				c.windows[at] = undelivered("0")
 				tc.edit(c)
 				n.keeps("1")

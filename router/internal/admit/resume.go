@@ -28,8 +28,6 @@ const (
 const (
 	// maxMigrating bounds the sessions of one PrepareMigration.
 	maxMigrating = 10_000
-	// checkTimeout bounds the question whether a session can go on.
-	checkTimeout = time.Second
 	// maxDeadline bounds how long a token may stand for an authentication.
 	maxDeadline = time.Hour
 )
@@ -131,7 +129,7 @@ func (a *Admitter) lineage(ctx context.Context, o opening) (resumable bool, no *
 		return true, nil
 	}
 	// Nothing may have changed when this is refused, so it is asked for first.
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	ctx, cancel := context.WithTimeout(ctx, handoverTimeout)
 	defer cancel()
 	got, err := a.handover(ctx, c.Loc, &gatewayv1.HandoverRequest{Resume: true, LastSeq: o.resume.lastSeq, Check: true})
 	switch {

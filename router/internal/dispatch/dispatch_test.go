@@ -220,6 +220,53 @@ func TestASessionThatNeverCameToBe(t *testing.T) {
 	})
 }
 
+// TestWhatADeviceIsOwed: what was kept for it and its session has not confirmed, however it
+// came there. What routers send live is in order by itself.
+func TestWhatADeviceIsOwed(t *testing.T) {
+	key := route.DeviceKey{UserKey: ann, Device: "phone"}
+	loc := route.Location{Node: node(1), Session: 1}
+	for name, tc := range map[string]struct {
+		does func(*world, *Dispatcher)
+		owes bool
+	}{
+		"nothing": {func(*world, *Dispatcher) {}, false},
+		"live":    {func(w *world, d *Dispatcher) { send(d, "live", w.cached(), nil) }, false},
+		"a backlog": {func(_ *world, d *Dispatcher) {
+			if _, ok := d.Hold(key, loc, []*Message{{Bytes: []byte("kept")}}); !ok {
+				t.Error("not held")
+			}
+		}, true},
+		"older": {func(_ *world, d *Dispatcher) { d.SendOlder(key, []*Message{{Bytes: []byte("older")}}) }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				d := w.dispatcher()
+				defer d.Close()
+				w.bind("phone", node(1), 1)
+				tc.does(w, d)
+				for _, after := range []time.Duration{5 * time.Millisecond, time.Second} { // under way, accepted
+					time.Sleep(after) // fake time
+					if got := d.Owes(loc); got != tc.owes {
+						t.Errorf("after %v: %v, want %v", after, got, tc.owes)
+					}
+				}
+				if d.Owes(route.Location{Node: node(1), Session: 2}) || d.Owes(route.Location{Node: node(2), Session: 1}) {
+					t.Error("others are owed something")
+				}
+				w.mu.Lock()
+				w.sessions[loc].backlog = 1<<64 - 1
+				w.mu.Unlock()
+				w.bring(10)
+				time.Sleep(time.Second) // fake time
+				if d.Owes(loc) {
+					t.Error("it is owed what it has confirmed")
+				}
+			})
+		})
+	}
+}
+
 // TestABacklogAtTheBeginningOfAStream: until a gateway has said something on a stream it may
 // not know it, and drop what it has to confirm. So it is asked.
 func TestABacklogAtTheBeginningOfAStream(t *testing.T) {

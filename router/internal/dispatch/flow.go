@@ -65,6 +65,10 @@ type item struct {
 	unknown  int            // looks at the routes in a row that failed
 }
 
+// older tells whether it was kept for its device, before it came to the dispatcher: it has
+// its place before all that did not (flow.low).
+func (it item) older() bool { return it.order < 0 }
+
 // everything says that an item waits until nothing at all is under way.
 var everything = route.Location{Session: 1<<64 - 1}
 

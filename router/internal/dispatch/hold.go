@@ -109,6 +109,16 @@ func (d *Dispatcher) Ungate(key route.DeviceKey) {
 	d.forget(f)
 }
 
+// Owes tells whether something that was kept for its device is held for a session, or on
+// its way there, and not confirmed. It is older than what other routers have for the
+// device, and they do not know of it.
+func (d *Dispatcher) Owes(loc route.Location) bool {
+	d.mu.Lock()
+	l := d.links[loc.Node]
+	d.mu.Unlock()
+	return l != nil && l.owes(loc.Session)
+}
+
 // Reclaim is for when the new route is bound, between Gate and Ungate, and before the
 // device's offline buffer is taken. Then the caller calls collect, and holds the backlog.
 //
