@@ -29,10 +29,17 @@ type bare struct {
 
 func dialBare(t *testing.T, c *harness.Cluster, user, gateway string) *bare {
 	t.Helper()
+	return dialBareVersion(t, c, user, gateway, "1")
+}
+
+// dialBareVersion is dialBare for a version of the protocol; with 2 nothing counts as seen
+// that is not acknowledged.
+func dialBareVersion(t *testing.T, c *harness.Cluster, user, gateway, version string) *bare {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), within)
 	t.Cleanup(cancel)
 	hc := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	q := url.Values{"tenantId": {c.Tenant().Name}, "token": {"user:" + user}, "deviceId": {"bare"}}
+	q := url.Values{"tenantId": {c.Tenant().Name}, "token": {"user:" + user}, "deviceId": {"bare"}, "v": {version}}
 	//nolint:bodyclose // Dial documents that the body need not be closed
 	conn, _, err := websocket.Dial(ctx, c.URLs(gateway)[0]+"?"+q.Encode(), &websocket.DialOptions{HTTPClient: hc})
 	if err != nil {

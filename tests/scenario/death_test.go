@@ -2,9 +2,12 @@ package scenario
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/mics-im/mics/internal/ring"
+	"github.com/mics-im/mics/internal/testkit"
 	"github.com/mics-im/mics/tests/harness"
 )
 
@@ -84,6 +87,30 @@ func TestOfflineMessagesSurviveARouter(t *testing.T) {
 			bob.Wants("live")
 		})
 	}
+}
+
+// What the old connection had not confirmed is with nobody but the user's home router for a
+// moment, while that lets the next one in; here for longer, because it asks the other router
+// first whether it keeps something.
+func TestARouterThatDiesWhileItMovesADevice(t *testing.T) {
+	t.Parallel()
+	c := harness.New(t, harness.Options{Gateways: 2, Routers: 2, Proxied: true, Env: map[string][]string{"gateway": {"LOG_LEVEL=debug"}}})
+	user := "bob"
+	for ring.Pick([]string{"r1", "r2"}, c.Tenant().Name, user) != 1 {
+		user += "b"
+	}
+	bob := c.Client(user, harness.Called("bare"), harness.On("gw2"))
+	bob.Leaves()
+	dialBareVersion(t, c, user, "gw1", "2") // it reads nothing, and so acknowledges nothing
+	c.Client("ann").Sends("held").To(user)
+	c.Net.Set("r2", "r1", harness.Condition{Delay: 400 * time.Millisecond})
+	bob.Joins()
+	testkit.Eventually(t, "the old session is handed over", func() bool { return strings.Contains(c.Gateway("gw1").Log(), "session_frozen") })
+	c.Router("r2").Kill()
+	c.Net.Heal()
+	bob.Connected()
+	bob.Wants("held")
+	bob.HasNothing()
 }
 
 // A router that is cut off from everybody for longer than a lease hears of no
