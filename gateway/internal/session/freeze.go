@@ -47,14 +47,15 @@ type Handed struct {
 // It waits a little for what has just been written to be acknowledged, unless the
 // device says what it has seen, and for an OpenSession under way: its answer has a
 // backlog that belongs to the window. When ctx ends meanwhile, nobody would get
-// what is returned, so nothing is: the window goes back by Final.
+// what is returned, so nothing is: the next Handover gets the window, or it goes back by
+// Final.
 func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 	s.mu.Lock()
 	if s.handed && !s.final {
 		defer s.mu.Unlock()
 		return s.over, true
 	}
-	if s.frozen || s.refused || s.final {
+	if s.freezing || s.frozen && s.phase == opening || s.refused || s.final {
 		s.mu.Unlock()
 		return Handed{}, false
 	}

@@ -122,6 +122,30 @@ func TestAHandoverThatNobodyWaitsForGoesBackByFinal(t *testing.T) {
 	})
 }
 
+func TestTheNextHandoverGetsWhatNobodyWaitedFor(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		w := newWorld(t)
+		s, c := w.connect(2)
+		c.Echo(false)
+		w.open(s)
+		a := w.router("a")
+		s.Deliver(a.delivery("1"))
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		want(t, "found", (<-freeze(ctx, s)).ok, false)
+		got := <-freeze(t.Context(), s)
+		want(t, "found then", got.ok && got.Whole, true)
+		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "1")
+		want(t, "confirmed", a.confirmed(s), 1)
+		w.pass(closeTimeout + 100*time.Millisecond)
+		wantIDs(t, "handed back as well", idsOf(t, w.up.final(t).Undelivered), "1")
+		code, _ := c.Closed()
+		want(t, "code", code, CodeReplaced)
+		want(t, "gone", w.owner.isGone(s), true)
+	})
+}
+
 func TestASocketThatEndsDuringAHandover(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
