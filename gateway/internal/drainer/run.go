@@ -163,6 +163,7 @@ func (r *run) loop(ctx context.Context) {
 		}
 		if is := r.reg.Len() == 0; is != done {
 			done = is
+			r.publish() // the last one may have gone since
 			r.onDone(done)
 		}
 		if is := done || st.held; is != slow {
