@@ -45,20 +45,20 @@ type cluster struct {
 	nodes []*node
 
 	mu      sync.Mutex
-	dead    map[route.NodeRef]bool                                                     // guarded by mu
-	windows map[route.Location][]*gatewayv1.Undelivered                                // guarded by mu: open sessions
-	stalled atomic.Bool                                                                // of all routers
-	partial bool                                                                       // set before use: a Handover may not be whole
-	last    map[route.Location]uint64                                                  // guarded by mu: the seq of what was sent last
-	asked   []*gatewayv1.HandoverRequest                                               // guarded by mu
-	events  []event.Event                                                              // guarded by mu
-	slow    map[string]time.Duration                                                   // guarded by mu: gateway → its handovers
+	dead    map[route.NodeRef]bool                      // guarded by mu
+	windows map[route.Location][]*gatewayv1.Undelivered // guarded by mu: open sessions
+	stalled atomic.Bool                                 // of all routers
+	partial bool                                        // set before use: a Handover may not be whole
+	last    map[route.Location]uint64                   // guarded by mu: the seq of what was sent last
+	asked   []*gatewayv1.HandoverRequest                // guarded by mu
+	events  []event.Event                               // guarded by mu
+	slow    map[string]time.Duration                    // guarded by mu: gateway → its handovers
 	// refusing is how often a gateway is out of reach.
-	refusing map[string]int // guarded by mu
-	auth    func(token, device string) (*hookv1.AuthResponse, error)                   // set before use
-	tokens  *token.Keys                                                                // of all routers but those in ownKeys
-	ownKeys map[string]*token.Keys                                                     // set before use: by router
-	page    func(*hookv1.GetOfflineMessagesRequest) *hookv1.GetOfflineMessagesResponse // set before use
+	refusing map[string]int                                                             // guarded by mu
+	auth     func(token, device string) (*hookv1.AuthResponse, error)                   // set before use
+	tokens   *token.Keys                                                                // of all routers but those in ownKeys
+	ownKeys  map[string]*token.Keys                                                     // set before use: by router
+	page     func(*hookv1.GetOfflineMessagesRequest) *hookv1.GetOfflineMessagesResponse // set before use
 }
 
 // node is one router of the cluster, with everything but its network.
