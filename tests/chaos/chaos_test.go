@@ -26,6 +26,7 @@ var (
 	users    = flag.Int("chaos.users", 6, "per tenant")
 	gateways = flag.Int("chaos.gateways", 3, "gateways of the cluster")
 	routers  = flag.Int("chaos.routers", 2, "routers of the cluster")
+	drain    = flag.Duration("chaos.drain", 2*time.Second, "gateways' DRAIN_TIMEOUT_SECONDS, whole seconds; below a router's lease of 3 s what they have at the end may find no home")
 	only     = flag.String("chaos.only", "", "classes of faults, comma-separated, such as 'kill gateway'; empty: all")
 	out      = flag.String("chaos.out", filepath.Join(os.TempDir(), "mics-chaos"), "folder for histories and logs of runs with violations")
 )
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) { harness.Main(m) }
 func newCluster(t *testing.T) *harness.Cluster {
 	c := harness.New(t, harness.Options{
 		Gateways: *gateways, Routers: *routers, ControlPlane: true, Proxied: true, Tenants: tenants, Quiet: true, // complain keeps them
-		Env: map[string][]string{"gateway": {fmt.Sprintf("DRAIN_TIMEOUT_SECONDS=%d", int(drainTimeout.Seconds()))}},
+		Env: map[string][]string{"gateway": {fmt.Sprintf("DRAIN_TIMEOUT_SECONDS=%d", int(drain.Seconds()))}},
 	})
 	for _, name := range tenants {
 		// Short, so that a run of seconds sees a dead connection noticed.
@@ -54,7 +55,7 @@ func TestChaos(t *testing.T) {
 		if cluster == nil {
 			cluster = newCluster(t)
 		}
-		s := setup{seed: seed, users: *users, rate: *rate, length: *length}
+		s := setup{seed: seed, users: *users, rate: *rate, length: *length, drain: *drain}
 		if *duration == 0 {
 			s.length = 4 * time.Second
 		} else {
@@ -82,7 +83,7 @@ func TestDrainsInterruptNobody(t *testing.T) {
 	for i, name := range cluster.Names("gw") {
 		rolling = append(rolling, nemesis.Fault{Kind: nemesis.Terminate, Target: name, At: time.Duration(i) * 3 * time.Second, For: 2500 * time.Millisecond})
 	}
-	r := runOnce(cluster, setup{seed: 1, users: *users, rate: *rate, plan: rolling, length: time.Duration(len(rolling))*3*time.Second + calm})
+	r := runOnce(cluster, setup{seed: 1, users: *users, rate: *rate, plan: rolling, length: time.Duration(len(rolling))*3*time.Second + calm, drain: *drain})
 	if !r.clean() {
 		complain(t, cluster, r)
 	}
@@ -148,6 +149,9 @@ func complain(t *testing.T, c *harness.Cluster, r *result) {
 		t.Errorf("seed %d: not kept: %v", r.seed, err)
 	}
 	again := fmt.Sprintf("go test ./tests/chaos -run TestChaos -chaos.duration=1s -chaos.seed=%d -chaos.faults=%d -chaos.length=%v", r.seed, *atOnce, *length)
+	if *drain != 2*time.Second {
+		again += fmt.Sprint(" -chaos.drain=", *drain)
+	}
 	if *only != "" {
 		again += fmt.Sprintf(" -chaos.only='%s'", *only)
 	}

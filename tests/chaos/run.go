@@ -21,10 +21,9 @@ const (
 	quiet = 30 * time.Second
 	// echo is for repeats that come when all has come.
 	echo = time.Second
-	// drainTimeout is the services'; slack is for what comes after it, and for a
-	// machine that is busy with everything else.
-	drainTimeout = 2 * time.Second
-	slack        = 5 * time.Second
+	// slack is for what comes after a drain's timeout, and for a machine that is busy with
+	// everything else.
+	slack = 5 * time.Second
 	// lease is how long before its lease runs out a process may have renewed it last:
 	// it lasts 3 s and is renewed every second.
 	lease = 2 * time.Second
@@ -53,6 +52,7 @@ type setup struct {
 	users  int // per tenant
 	rate   float64
 	length time.Duration // of the talk
+	drain  time.Duration // the gateways' drain timeout
 }
 
 var tenants = []string{"acme", "other"}
@@ -73,7 +73,7 @@ func runOnce(c *harness.Cluster, s setup) *result {
 	defer cancel()
 	var talk, faults sync.WaitGroup
 	talk.Go(func() { w.run(ctx) })
-	n := &inflictor{cluster: c, history: w.history}
+	n := &inflictor{cluster: c, history: w.history, drain: s.drain}
 	pause(ctx, calm)
 	began := time.Now()
 	w.history.Add(history.Event{Kind: history.Fault, Reason: "plan"})
@@ -130,6 +130,7 @@ func dropped(c *harness.Cluster) float64 {
 type inflictor struct {
 	cluster *harness.Cluster
 	history *history.History
+	drain   time.Duration // the gateways' drain timeout
 
 	later    sync.WaitGroup
 	mu       sync.Mutex
@@ -187,7 +188,7 @@ func (n *inflictor) begin(f nemesis.Fault) (heal func()) {
 				n.problem("%s ended with code %d after SIGTERM", p.Name, code)
 			}
 			// Where it had ended before, it was in time by all means.
-			if took := time.Since(asked); waited > slack && took > drainTimeout+slack {
+			if took := time.Since(asked); waited > slack && took > n.drain+slack {
 				n.problem("%s took %v to end", p.Name, took)
 			}
 			p.Start()
@@ -200,7 +201,7 @@ func (n *inflictor) begin(f nemesis.Fault) (heal func()) {
 
 // supervise starts a process anew that ends because it had been declared dead.
 func (n *inflictor) supervise(p *harness.Process) {
-	n.later.Go(func() { p.Supervise(drainTimeout + slack) })
+	n.later.Go(func() { p.Supervise(n.drain + slack) })
 }
 
 func (n *inflictor) problem(format string, args ...any) {
