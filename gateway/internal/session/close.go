@@ -224,7 +224,7 @@ func (s *Session) handBack() {
 		return
 	}
 	s.handing = true
-	if s.handed && len(s.over.Undelivered) == 0 || s.refused && !s.neverOpened && len(s.win.entries) == 0 {
+	if s.handed != nil && len(s.handed.Undelivered) == 0 || s.refused && !s.neverOpened && len(s.win.entries) == 0 {
 		s.final = true
 		s.leave()
 		s.mu.Unlock()
@@ -234,18 +234,14 @@ func (s *Session) handBack() {
 		SessionId: s.id, TenantId: s.tenant.name, UserId: s.user, DeviceId: s.device, Epoch: s.epoch,
 		Stage: routerv1.ClosedSession_STAGE_FINAL, CloseCode: int32(s.code), NeverOpened: s.refused,
 	}
-	if s.handed {
-		c.Undelivered, c.RecentKeys, c.RecentAges = s.over.Undelivered, s.over.Keys, s.over.Ages
+	var h Handed
+	if s.handed != nil {
+		h = *s.handed
 	} else {
-		undelivered := make(map[key]bool, len(s.win.entries))
-		for i := range s.win.entries {
-			d := s.win.entries[i].d
-			c.Undelivered = append(c.Undelivered, d.undelivered())
-			undelivered[d.key] = true
-		}
-		c.RecentKeys, c.RecentAges = s.recent.bequeath(s.host.now(), undelivered)
-		s.handedBack += len(c.Undelivered)
+		h = s.hand(Takeover{})
+		s.handedBack += len(h.Undelivered)
 	}
+	c.Undelivered, c.RecentKeys, c.RecentAges = h.Undelivered, h.Keys, h.Ages
 	s.mu.Unlock()
 	s.host.metrics.handback.Add(1)
 	s.host.cfg.Uplink.Final(c, s.taken)

@@ -51,9 +51,9 @@ type Handed struct {
 // Final.
 func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 	s.mu.Lock()
-	if s.handed && !s.final {
+	if s.handed != nil && !s.final {
 		defer s.mu.Unlock()
-		return s.over, true
+		return *s.handed, true
 	}
 	if s.freezing || s.frozen && s.phase == opening || s.refused || s.final {
 		s.mu.Unlock()
@@ -92,10 +92,9 @@ func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 		}
 		return Handed{}, false
 	}
-	s.handed = s.phase != opening
 	h = s.hand(t)
-	if s.handed {
-		s.over = h
+	if s.phase != opening {
+		s.handed = &h
 	}
 	s.handedBack += len(h.Undelivered)
 	s.settle()

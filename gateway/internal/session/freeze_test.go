@@ -66,6 +66,17 @@ func TestHandover(t *testing.T) {
 	})
 }
 
+// silent has a session write 1 to a client that answers nothing.
+func silent(w *world) (*Session, *wstest.Client, *router) {
+	s, c := w.connect(2)
+	c.Echo(false)
+	w.open(s)
+	a := w.router("a")
+	s.Deliver(a.delivery("1"))
+	synctest.Wait()
+	return s, c, a
+}
+
 func TestHandoverOfADeadSocketIsBounded(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -87,11 +98,7 @@ func TestHandoverOfADeadSocketIsBounded(t *testing.T) {
 func TestHandoverWaitsOnlyALittleForAnAcknowledgement(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
-		s, c := w.connect(2)
-		c.Echo(false)
-		w.open(s)
-		s.Deliver(w.router("a").delivery("1"))
-		synctest.Wait()
+		s, _, _ := silent(w)
 		start := time.Now()
 		got := <-freeze(t.Context(), s)
 		want(t, "took", time.Since(start), freezeTimeout)
@@ -104,12 +111,7 @@ func TestHandoverWaitsOnlyALittleForAnAcknowledgement(t *testing.T) {
 func TestAHandoverThatNobodyWaitsForGoesBackByFinal(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
-		s, c := w.connect(2)
-		c.Echo(false)
-		w.open(s)
-		a := w.router("a")
-		s.Deliver(a.delivery("1"))
-		synctest.Wait()
+		s, _, a := silent(w)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
 		got := <-freeze(ctx, s)
@@ -125,12 +127,7 @@ func TestAHandoverThatNobodyWaitsForGoesBackByFinal(t *testing.T) {
 func TestTheNextHandoverGetsWhatNobodyWaitedFor(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
-		s, c := w.connect(2)
-		c.Echo(false)
-		w.open(s)
-		a := w.router("a")
-		s.Deliver(a.delivery("1"))
-		synctest.Wait()
+		s, c, a := silent(w)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
 		want(t, "found", (<-freeze(ctx, s)).ok, false)
@@ -149,11 +146,7 @@ func TestTheNextHandoverGetsWhatNobodyWaitedFor(t *testing.T) {
 func TestASocketThatEndsDuringAHandover(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
-		s, c := w.connect(2)
-		c.Echo(false)
-		w.open(s)
-		s.Deliver(w.router("a").delivery("1"))
-		synctest.Wait()
+		s, c, _ := silent(w)
 		h := freeze(t.Context(), s)
 		synctest.Wait()
 		_ = c.Conn.Close()
@@ -191,12 +184,7 @@ func TestWhatWasHandedOverIsHandedOverAgain(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.up.hold = true
-		s, c := w.connect(2)
-		c.Echo(false)
-		w.open(s)
-		a := w.router("a")
-		s.Deliver(a.delivery("1"))
-		synctest.Wait()
+		s, _, a := silent(w)
 		got := <-freeze(t.Context(), s)
 		wantIDs(t, "handed over", idsOf(t, got.Undelivered), "1")
 		want(t, "confirmed", a.confirmed(s), 1)

@@ -84,7 +84,6 @@ type Session struct {
 	pending      bool // close with code as soon as it can be
 	frozen       bool // a Handover takes, or has taken, the window
 	freezing     bool // it is still waiting
-	handed       bool // it has the window
 	migrated     bool // it goes on here because its client was asked to move
 	idled        bool // it was suspended, and its socket's end has been counted
 	severed      bool // suspended: the socket is closed
@@ -101,7 +100,7 @@ type Session struct {
 	gone         bool
 	unanswered   int           // messages published and not answered
 	handedBack   int           // messages, for the drain's receipt
-	over         Handed        // handed: what it has
+	handed       *Handed       // what a Handover has got; nil: none has
 	acked        func()        // to be called after the next write; nil: nothing
 	changed      chan struct{} // closed at the next change, if somebody waits
 
@@ -181,7 +180,7 @@ func (s *Session) Info() (info *gatewayv1.SessionInfo, ok bool) {
 		ConnectedAtMs: s.host.start.Add(time.Duration(s.since)).UnixMilli(),
 		RemoteAddr:    s.remote, Queued: uint32(len(s.queue)), Suspended: s.phase == suspended,
 		Ending: !holds,
-	}, s.phase != opening && !s.refused && !s.handed && !s.final
+	}, s.phase != opening && !s.refused && s.handed == nil && !s.final
 }
 
 // Stage is what a drain has to know of a session.
@@ -228,7 +227,7 @@ type Outcome struct {
 func (s *Session) Outcome() Outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Outcome{Told: s.closeSent, Echoed: s.echoed, Ended: s.phase == ended, Gone: s.gone, Moved: s.handed, HandedBack: s.handedBack}
+	return Outcome{Told: s.closeSent, Echoed: s.echoed, Ended: s.phase == ended, Gone: s.gone, Moved: s.handed != nil, HandedBack: s.handedBack}
 }
 
 // notify wakes who waits for a change. The session is locked.
@@ -260,7 +259,10 @@ func (s *Session) watch() {
 // is locked.
 func (s *Session) leave() {
 	if s.phase == ended && s.final && !s.reading && !s.writing && !s.gone {
-		s.gone, s.recent, s.over = true, nil, Handed{}
+		s.gone, s.recent = true, nil
+		if s.handed != nil {
+			s.handed = &Handed{} // its messages need not wait in a grave
+		}
 		s.notify()
 		s.host.owner.Gone(s, s.identity(), len(s.win.sources) > 0)
 	}
