@@ -40,11 +40,26 @@ func (w *world) connect(k route.DeviceKey, g *gateway) (route.Location, uint64, 
 func (w *world) leave(k route.DeviceKey, loc route.Location, epoch uint64) {
 	w.t.Helper()
 	w.at(loc.Node).drop(loc.Session)
-	applied, err := w.routers[0].home(k.UserKey).Change(w.t.Context(), []route.Change{{
+	w.routers[0].home(k.UserKey).ends(k, loc, epoch)
+}
+
+// ends tells the router that a session has ended.
+func (m *member) ends(k route.DeviceKey, loc route.Location, epoch uint64) {
+	m.w.t.Helper()
+	applied, err := m.Change(m.w.t.Context(), []route.Change{{
 		Key: k, Node: loc.Node, Session: loc.Session, Epoch: epoch, To: route.Ghost, GhostTTL: ghostTTL,
 	}})
 	if err != nil || !applied[0] {
-		w.t.Errorf("leave %v at %v, epoch %d: %v, %v; in the mirror %+v", k, loc, epoch, applied, err, w.routers[0].home(k.UserKey).mirror.device(k))
+		m.w.t.Errorf("the end of %v at %v, epoch %d: %v, %v; in the mirror %+v", k, loc, epoch, applied, err, m.mirror.device(k))
+	}
+}
+
+// finds checks that the device is in one of these states as the router finds it.
+func (m *member) finds(k route.DeviceKey, states ...route.State) {
+	m.w.t.Helper()
+	found, err := m.LookupFresh(m.w.t.Context(), k.UserKey)
+	if i, ok := find(found, k.Device); err != nil || !ok || !slices.Contains(states, found[i].State) {
+		m.w.t.Errorf("%s finds %+v, %v, want %v in %v", m.opts.Self.ID, found, err, k, states)
 	}
 }
 

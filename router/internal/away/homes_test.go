@@ -86,10 +86,7 @@ func TestWhoLeftBeforeTheHomeChanged(t *testing.T) {
 		pass(10 * time.Second)
 		w.flush()
 		for range 2 { // also when a device of the user is in the store again
-			found, err := first.LookupFresh(t.Context(), k.UserKey)
-			if i, ok := find(found, k.Device); err != nil || !ok || found[i].State != route.Ghost {
-				t.Errorf("his home finds %+v, %v", found, err)
-			}
+			first.finds(k, route.Ghost)
 		}
 		w.want(k, nil)
 		pass(10 * time.Second)
@@ -112,22 +109,11 @@ func TestWhoIsLeavingWhenTheStoreIsEmptied(t *testing.T) {
 					w.clearMirrors()
 					w.at(at.Node).end(at.Session)
 					w.flush()
-					found, err := home.LookupFresh(t.Context(), k.UserKey)
-					if i, ok := find(found, k.Device); err != nil || !ok || found[i].State != route.Closing {
-						t.Errorf("his home finds %+v, %v", found, err)
-					}
+					home.finds(k, route.Closing)
 					pass(wait)
-					applied, err := w.routers[taker].Change(t.Context(), []route.Change{{
-						Key: k, Node: at.Node, Session: at.Session, Epoch: epoch, To: route.Ghost, GhostTTL: ghostTTL,
-					}})
-					if err != nil || !applied[0] {
-						t.Errorf("his end: %v, %v", applied, err)
-					}
+					w.routers[taker].ends(k, at, epoch)
 					w.at(at.Node).drop(at.Session)
-					found, err = home.LookupFresh(t.Context(), k.UserKey)
-					if i, ok := find(found, k.Device); err != nil || !ok || found[i].State == route.Live {
-						t.Errorf("his home finds %+v, %v", found, err)
-					}
+					home.finds(k, route.Closing, route.Ghost)
 					pass(10 * time.Second)
 					w.want(k, nil)
 					w.clearMirrors()
@@ -151,18 +137,10 @@ func TestWhoHasJustLeftWhenHisGatewayIsAsked(t *testing.T) {
 		w.at(at.Node).end(at.Session)
 		w.flush()
 		w.at(at.Node).asked = func() {
-			_, err := other.Change(t.Context(), []route.Change{{
-				Key: k, Node: at.Node, Session: at.Session, Epoch: epoch, To: route.Ghost, GhostTTL: ghostTTL,
-			}})
-			if err != nil {
-				t.Error(err)
-			}
+			other.ends(k, at, epoch)
 			w.at(at.Node).drop(at.Session)
 		}
-		found, err := home.LookupFresh(t.Context(), k.UserKey)
-		if i, ok := find(found, k.Device); err != nil || !ok || found[i].State == route.Live {
-			t.Errorf("his home finds %+v, %v", found, err)
-		}
+		home.finds(k, route.Closing, route.Ghost)
 		pass(10 * time.Second)
 		w.want(k, nil)
 		w.end()
