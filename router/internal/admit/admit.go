@@ -95,7 +95,7 @@ type Dispatcher interface {
 	Ungate(key route.DeviceKey)
 	Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (collect func() []*dispatch.Message, err error)
 	Hold(key route.DeviceKey, loc route.Location, msgs []*dispatch.Message) (ids []uint64, ok bool)
-	Owes(loc route.Location) bool
+	Owes(key route.DeviceKey, at route.Location) bool
 	Abandon(loc route.Location)
 	SendTo(key route.DeviceKey, m *dispatch.Message, done func(dispatch.Result))
 	SendOlder(key route.DeviceKey, msgs []*dispatch.Message)

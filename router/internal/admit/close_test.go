@@ -55,10 +55,10 @@ func TestAWindowThatWasHandedOverIsNotKeptAgain(t *testing.T) {
 		defer c.close()
 		n := c.nodes[0]
 		n.opens(1, 5, "ann", "phone")
-		time.Sleep(remembered - time.Second)
+		time.Sleep(remembered - time.Second) // fake time
 		c.windows[route.Location{Node: g(1), Session: 5}] = undelivered("1", "2")
 		same(t, "backlog", texts(n.opens(2, 6, "ann", "phone").Backlog), "1", "2")
-		time.Sleep(3 * time.Second) // while the old socket is closed
+		time.Sleep(3 * time.Second) // fake time: the old socket is being closed
 		n.opens(2, 7, "bob", "phone")
 		n.closes(1, closed(5, 1, final, undelivered("1", "2")...))
 		same(t, "kept", n.kept())

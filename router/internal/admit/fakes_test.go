@@ -53,6 +53,8 @@ type cluster struct {
 	asked   []*gatewayv1.HandoverRequest                // guarded by mu
 	events  []event.Event                               // guarded by mu
 	slow    map[string]time.Duration                    // guarded by mu: gateway → its handovers
+	// news is a gateway that the routers have not heard of until they ask Alive.
+	news route.NodeRef // guarded by mu
 	// refusing is how often a gateway is out of reach.
 	refusing map[string]int                                                             // guarded by mu
 	auth     func(token, device string) (*hookv1.AuthResponse, error)                   // set before use
@@ -193,10 +195,18 @@ func (c *cluster) named(id string) *node {
 func (n *node) Alive(r route.NodeRef) bool {
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
+	if n.c.news == r {
+		n.c.news = route.NodeRef{} // it asks the store
+	}
 	return !n.c.dead[r]
 }
-func (n *node) Gateway(r route.NodeRef) (route.Node, bool) { return route.Node{NodeRef: r}, n.Alive(r) }
-func (n *node) Refs() []route.NodeRef                      { return []route.NodeRef{g(1), g(2)} }
+
+func (n *node) Gateway(r route.NodeRef) (route.Node, bool) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	return route.Node{NodeRef: r}, n.c.news != r && !n.c.dead[r]
+}
+func (n *node) Refs() []route.NodeRef { return []route.NodeRef{g(1), g(2)} }
 func (n *node) Home(route.UserKey) (route.Router, bool) {
 	home := n.c.nodes[len(n.c.nodes)-1]
 	if n == home && n.leaving.Load() {
@@ -227,7 +237,7 @@ func (n *node) Hold(key route.DeviceKey, _ route.Location, msgs []*dispatch.Mess
 	return ids, true
 }
 
-func (n *node) Owes(route.Location) bool { return n.owes }
+func (n *node) Owes(route.DeviceKey, route.Location) bool { return n.owes }
 
 func (n *node) Abandon(loc route.Location) {
 	n.mu.Lock()

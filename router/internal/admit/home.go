@@ -291,7 +291,7 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 		return nil, nil, true
 	}
 	ask, patience := a.handover, handoverTimeout
-	if a.opts.Dispatcher.Owes(prev.Location()) {
+	if a.opts.Dispatcher.Owes(o.key, prev.Location()) {
 		ask, patience = a.insist, owedTimeout
 	}
 	bounded, cancel := context.WithTimeout(ctx, patience)
@@ -322,8 +322,11 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 
 // handover asks the gateway of a session; nil without an error: it is dead.
 func (a *Admitter) handover(ctx context.Context, at route.Location, req *gatewayv1.HandoverRequest) (*gatewayv1.HandoverResponse, error) {
+	if !a.opts.Directory.Alive(at.Node) { // first: it asks the store for one that nobody here has heard of
+		return nil, nil
+	}
 	node, ok := a.opts.Directory.Gateway(at.Node)
-	if !ok || !a.opts.Directory.Alive(at.Node) {
+	if !ok {
 		return nil, nil
 	}
 	req.GatewayIncarnation, req.SessionId = at.Node.Incarnation, at.Session

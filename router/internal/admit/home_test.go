@@ -138,6 +138,7 @@ func TestHowLongATakeoverWaits(t *testing.T) {
 		want  []string
 	}{
 		"dead":                     {func(c *cluster) { c.dies(g(1)) }, true, 0, 0, true, []string{"1"}},
+		"has not been heard of":    {func(c *cluster) { c.news = g(1) }, false, 0, 1, false, []string{"0", "1"}},
 		"hangs":                    {hangs, false, handoverTimeout, 1, false, []string{"1"}},
 		"hangs, owed":              {hangs, true, owedTimeout, 1, false, []string{"1"}},
 		"hangs and dies, owed":     {dies(hangs), true, 2 * time.Second, 1, true, []string{"1"}},

@@ -56,10 +56,10 @@ func (l *ledger) get(loc route.Location) *entry {
 	now := time.Now()
 	for len(l.order) > 0 && (now.Sub(l.order[0].at) > remembered || len(l.order) >= maxRemembered) {
 		oldest := l.order[0]
-		if now.Sub(oldest.at) <= remembered {
-			l.forgot()
-		}
-		if l.entries[oldest.loc] == oldest {
+		if l.entries[oldest.loc] == oldest { // not where handedOver has put a later one
+			if now.Sub(oldest.at) <= remembered {
+				l.forgot()
+			}
 			delete(l.entries, oldest.loc)
 		}
 		l.order[0] = nil

@@ -247,11 +247,12 @@ func TestWhatADeviceIsOwed(t *testing.T) {
 				tc.does(w, d)
 				for _, after := range []time.Duration{5 * time.Millisecond, time.Second} { // under way, accepted
 					time.Sleep(after) // fake time
-					if got := d.Owes(loc); got != tc.owes {
+					if got := d.Owes(key, loc); got != tc.owes {
 						t.Errorf("after %v: %v, want %v", after, got, tc.owes)
 					}
 				}
-				if d.Owes(route.Location{Node: node(1), Session: 2}) || d.Owes(route.Location{Node: node(2), Session: 1}) {
+				if d.Owes(key, route.Location{Node: node(1), Session: 2}) || d.Owes(key, route.Location{Node: node(2), Session: 1}) ||
+					d.Owes(route.DeviceKey{UserKey: ann, Device: "desk"}, loc) {
 					t.Error("others are owed something")
 				}
 				w.mu.Lock()
@@ -259,7 +260,7 @@ func TestWhatADeviceIsOwed(t *testing.T) {
 				w.mu.Unlock()
 				w.bring(10)
 				time.Sleep(time.Second) // fake time
-				if d.Owes(loc) {
+				if d.Owes(key, loc) {
 					t.Error("it is owed what it has confirmed")
 				}
 			})

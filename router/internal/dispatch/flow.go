@@ -38,17 +38,6 @@ type flow struct {
 	next, low int64
 }
 
-// place is where copies are under way to. The zero loc is the offline buffer;
-// an empty device is whichever comes first.
-type place struct {
-	device string
-	loc    route.Location
-	n      int // not answered
-	held   int // accepted, not confirmed
-}
-
-func (p place) buffer() bool { return p.loc == route.Location{} }
-
 // item is one message for one user, or for one of his devices.
 type item struct {
 	msg *Message
@@ -142,7 +131,7 @@ func (d *Dispatcher) try(f *flow, it item, records []route.Record, out *outbox) 
 			continue
 		}
 		it.tracker.hold()
-		f.at(r.Device, r.Location()).n++
+		f.at(r.Device, r.Location()).put(it)
 		one := it
 		one.device = r.Device
 		out.live(f, r, one)
@@ -176,10 +165,10 @@ func (d *Dispatcher) buffer(f *flow, it item, devices []string, out *outbox) {
 	}
 	it.tracker.hold()
 	if len(devices) == 0 {
-		f.at("", route.Location{}).n++
+		f.at("", route.Location{}).put(it)
 	}
 	for _, device := range devices {
-		f.at(device, route.Location{}).n++
+		f.at(device, route.Location{}).put(it)
 	}
 	out.absent(f, devices, it)
 }
@@ -218,41 +207,6 @@ func (f *flow) wait(it item, device string, behind route.Location) {
 	f.waiting = append(f.waiting, it)
 }
 
-// at returns the place, which is added if it is not there. It is valid until the
-// flow changes.
-func (f *flow) at(device string, loc route.Location) *place {
-	for i := range f.underWay {
-		if f.underWay[i].device == device && f.underWay[i].loc == loc {
-			return &f.underWay[i]
-		}
-	}
-	f.underWay = append(f.underWay, place{device: device, loc: loc})
-	return &f.underWay[len(f.underWay)-1]
-}
-
-// answer ends the way of one copy to a place; a kept one is held there.
-func (f *flow) answer(device string, loc route.Location, keep bool) {
-	p := f.at(device, loc)
-	p.n--
-	if keep {
-		p.held++
-	}
-	f.drop(p)
-}
-
-// release ends the holding of n copies at a place.
-func (f *flow) release(device string, loc route.Location, n int) {
-	p := f.at(device, loc)
-	p.held -= n
-	f.drop(p)
-}
-
-func (f *flow) drop(p *place) {
-	if p.n == 0 && p.held == 0 {
-		f.underWay = slices.DeleteFunc(f.underWay, func(u place) bool { return u.n == 0 && u.held == 0 })
-	}
-}
-
 // forget drops a flow with nothing under way.
 func (d *Dispatcher) forget(f *flow) {
 	if len(f.underWay)+len(f.refused)+len(f.waiting) == 0 && !f.settling && f.gated == "" {
@@ -278,7 +232,7 @@ func (d *Dispatcher) answered(f *flow, devices []string, loc route.Location, it 
 	}
 	held := !refused && loc != route.Location{}
 	for _, dev := range devices {
-		f.answer(dev, loc, held)
+		f.answer(dev, loc, it, held)
 		if refused {
 			again := it
 			again.device = dev
@@ -299,7 +253,7 @@ func (d *Dispatcher) confirmed(t target, node route.NodeRef) {
 	s := d.shard(t.flow.key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t.flow.release(t.item.device, t.loc(node), 1)
+	t.flow.release(t.item, t.loc(node))
 	d.settle(t.flow)
 	d.forget(t.flow)
 }

@@ -23,7 +23,9 @@ func (d *Dispatcher) Hold(key route.DeviceKey, loc route.Location, msgs []*Messa
 	s := d.shard(key.UserKey)
 	s.mu.Lock()
 	f := s.flow(key.UserKey)
-	f.at(key.Device, loc).held += len(msgs)
+	p := f.at(key.Device, loc)
+	p.held += len(msgs)
+	p.older += len(msgs)
 	f.low -= int64(len(msgs))
 	copies := make([]target, len(msgs))
 	for i, m := range msgs {
@@ -33,7 +35,9 @@ func (d *Dispatcher) Hold(key route.DeviceKey, loc route.Location, msgs []*Messa
 	ids, ok = l.hold(copies)
 	if !ok {
 		s.mu.Lock()
-		f.release(key.Device, loc, len(msgs))
+		for _, c := range copies {
+			f.release(c.item, loc)
+		}
 		d.settle(f)
 		d.forget(f)
 		s.mu.Unlock()
@@ -61,7 +65,7 @@ func (d *Dispatcher) recover(node route.NodeRef, copies []held) {
 		t := c.target
 		s := d.shard(t.flow.key)
 		s.mu.Lock()
-		t.flow.release(t.item.device, t.loc(node), 1)
+		t.flow.release(t.item, t.loc(node))
 		t.flow.refused = append(t.flow.refused, item{msg: t.item.msg, device: t.item.device, order: t.item.order})
 		d.settle(t.flow)
 		s.mu.Unlock()
@@ -109,14 +113,17 @@ func (d *Dispatcher) Ungate(key route.DeviceKey) {
 	d.forget(f)
 }
 
-// Owes tells whether something that was kept for its device is held for a session, or on
-// its way there, and not confirmed. It is older than what other routers have for the
+// Owes tells whether something that was kept for the device is held for its session there,
+// or on its way, and not confirmed. It is older than what other routers have for the
 // device, and they do not know of it.
-func (d *Dispatcher) Owes(loc route.Location) bool {
-	d.mu.Lock()
-	l := d.links[loc.Node]
-	d.mu.Unlock()
-	return l != nil && l.owes(loc.Session)
+func (d *Dispatcher) Owes(key route.DeviceKey, at route.Location) bool {
+	s := d.shard(key.UserKey)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.users[key.UserKey]
+	return f != nil && slices.ContainsFunc(f.underWay, func(p place) bool {
+		return p.device == key.Device && p.loc == at && p.older > 0
+	})
 }
 
 // Reclaim is for when the new route is bound, between Gate and Ungate, and before the

@@ -232,19 +232,6 @@ func (l *link) reclaim(session uint64) []held {
 	return l.take(session)
 }
 
-// owes tells whether something older (item.older) is under way to a session.
-func (l *link) owes(session uint64) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	older := func(c held) bool { return c.item.older() }
-	if slices.ContainsFunc(l.held[sequence{session, true}], older) || slices.ContainsFunc(l.held[sequence{session, false}], older) {
-		return true
-	}
-	return slices.ContainsFunc(l.queue, func(q queued) bool {
-		return slices.ContainsFunc(q.targets, func(t target) bool { return t.session == session && t.item.older() })
-	})
-}
-
 // take ends the holding of all of a session's copies and returns them, in order.
 // The link is locked.
 func (l *link) take(session uint64) []held {
