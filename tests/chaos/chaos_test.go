@@ -26,10 +26,13 @@ var (
 	users    = flag.Int("chaos.users", 6, "per tenant")
 	gateways = flag.Int("chaos.gateways", 3, "gateways of the cluster")
 	routers  = flag.Int("chaos.routers", 2, "routers of the cluster")
-	drain    = flag.Duration("chaos.drain", 2*time.Second, "gateways' DRAIN_TIMEOUT_SECONDS, whole seconds; below a router's lease of 3 s what they have at the end may find no home")
+	drain    = flag.Duration("chaos.drain", usualDrain, "gateways' DRAIN_TIMEOUT_SECONDS, whole seconds; below a router's lease of 3 s what they have at the end may find no home")
 	only     = flag.String("chaos.only", "", "classes of faults, comma-separated, such as 'kill gateway'; empty: all")
 	out      = flag.String("chaos.out", filepath.Join(os.TempDir(), "mics-chaos"), "folder for histories and logs of runs with violations")
 )
+
+// usualDrain keeps runs short.
+const usualDrain = 2 * time.Second
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
@@ -149,7 +152,7 @@ func complain(t *testing.T, c *harness.Cluster, r *result) {
 		t.Errorf("seed %d: not kept: %v", r.seed, err)
 	}
 	again := fmt.Sprintf("go test ./tests/chaos -run TestChaos -chaos.duration=1s -chaos.seed=%d -chaos.faults=%d -chaos.length=%v", r.seed, *atOnce, *length)
-	if *drain != 2*time.Second {
+	if *drain != usualDrain {
 		again += fmt.Sprint(" -chaos.drain=", *drain)
 	}
 	if *only != "" {
