@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -116,46 +117,65 @@ const (
 	Cancel = "cancel"
 )
 
-// Change pauses, resumes or cancels an operation. Only the leader.
+// Change pauses, resumes or cancels an operation: fault.FailedPrecondition when it
+// is not in a state for that, or has ended, fault.NotFound when there is none. Only
+// the leader.
 func (r *Runner) Change(ctx context.Context, id, what string) (Operation, error) {
 	op, err := r.change(ctx, func(ops []Operation, _ []fleet.Node) (Operation, error) {
 		i := slices.IndexFunc(ops, func(op Operation) bool { return op.ID == id })
 		if i < 0 {
-			return Operation{}, fault.New(fault.NotFound, fmt.Sprintf("operation_id: no drain %q is under way", id))
+			return Operation{}, errNoOperation
 		}
 		return changed(ops[i], what, time.Now())
 	})
-	if err == nil {
+	switch {
+	case err == nil:
 		r.log.InfoContext(ctx, "drain_changed", "operation", op.ID, "node", op.Node, "change", what)
+	case errors.Is(err, errNoOperation):
+		return r.changedLate(ctx, id)
 	}
 	return op, err
 }
 
+// changedLate says why an operation that is not under way cannot be changed.
+func (r *Runner) changedLate(ctx context.Context, id string) (Operation, error) {
+	past, err := r.Ended(ctx, 1, func(op *Operation) bool { return op.ID == id })
+	switch {
+	case err != nil:
+		return Operation{}, err
+	case len(past) == 0:
+		return Operation{}, fault.New(fault.NotFound, fmt.Sprintf("operation_id: no drain %q is known", id))
+	}
+	return past[0], past[0].refuse("has ended: " + string(past[0].State))
+}
+
+// refuse is the error that says why the operation cannot be changed.
+func (op *Operation) refuse(why string) error {
+	return fault.New(fault.FailedPrecondition, fmt.Sprintf("drain %s of %s: %s", op.ID, op.Node, why))
+}
+
 // changed is the pure part of Change.
 func changed(op Operation, what string, now time.Time) (Operation, error) {
-	refuse := func(why string) (Operation, error) {
-		return op, fault.New(fault.FailedPrecondition, fmt.Sprintf("drain %s of %s: %s", op.ID, op.Node, why))
-	}
 	if op.Alone && what != Resume {
-		return refuse("the gateway drains by itself and takes no orders")
+		return op, op.refuse("the gateway drains by itself and takes no orders")
 	}
 	switch {
 	case what == Pause && op.State == Draining:
 		op.enter(Paused, now, "paused by an operator")
 	case what == Pause:
-		return refuse(fmt.Sprintf("is %s: only one that is draining can be paused", op.State))
+		return op, op.refuse(fmt.Sprintf("is %s: only one that is draining can be paused", op.State))
 	case what == Resume && op.State == Paused:
 		op.enter(Draining, now, "")
 	case what == Resume:
-		return refuse(fmt.Sprintf("is %s, not paused", op.State))
+		return op, op.refuse(fmt.Sprintf("is %s, not paused", op.State))
 	case op.Terminating && op.State != Waiting:
-		return refuse("the gateway ends (SIGTERM): that cannot be cancelled")
+		return op, op.refuse("the gateway ends (SIGTERM): that cannot be cancelled")
 	case op.State == Waiting || op.State == Checking:
 		op.enter(Cancelled, now, "cancelled before it began")
 	case op.State == Draining || op.State == Paused:
 		op.enter(Cancelling, now, "")
 	default:
-		return refuse(fmt.Sprintf("is %s", op.State))
+		return op, op.refuse(fmt.Sprintf("is %s", op.State))
 	}
 	return op, nil
 }

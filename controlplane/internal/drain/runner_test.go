@@ -209,13 +209,22 @@ func TestUndrainCancels(t *testing.T) {
 		defer a.mu.Unlock()
 		return a.left < 50
 	})
-	if op, found, err := r.Undrain(t.Context(), "a"); err != nil || !found || op.State != Cancelling {
+	op, found, err := r.Undrain(t.Context(), "a")
+	if err != nil || !found || op.State != Cancelling {
 		t.Fatalf("%+v, %t, %v", op, found, err)
 	}
 	testkit.Eventually(t, "it is cancelled", func() bool {
 		past, err := r.Ended(t.Context(), 1, all)
 		return err == nil && len(past) == 1 && past[0].State == Cancelled
 	})
+	for _, what := range []string{Pause, Resume, Cancel} {
+		if _, err := r.Change(t.Context(), op.ID, what); fault.KindOf(err) != fault.FailedPrecondition || !strings.Contains(err.Error(), "has ended: cancelled") {
+			t.Errorf("%s when it has ended: %v", what, err)
+		}
+	}
+	if _, err := r.Change(t.Context(), "d-unknown", Cancel); fault.KindOf(err) != fault.NotFound || !strings.Contains(err.Error(), `operation_id: no drain "d-unknown"`) {
+		t.Errorf("one that never was: %v", err)
+	}
 	inv.mu.Lock()
 	inv.nodes[0].Phase = drained // by hand, without an operation
 	inv.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mics-im/mics/internal/fault"
 	controlv1 "github.com/mics-im/mics/proto/mics/control/v1"
 	"github.com/mics-im/mics/tests/load"
 )
@@ -284,15 +285,16 @@ func (b *bench) rolling(ctx context.Context) error {
 	return nil
 }
 
-// begun begins a drain of the fullest gateway, and waits until so much of it is done.
-func (b *bench) begun(ctx context.Context, share float64) (*controlv1.DrainOperation, error) {
+// begun begins a drain of the fullest gateway that takes about over, and waits until
+// so much of it is done.
+func (b *bench) begun(ctx context.Context, over time.Duration, share float64) (*controlv1.DrainOperation, error) {
 	node, n, err := b.op.fullest(ctx, gateways)
 	if err != nil {
 		return nil, err
 	}
 	rate := 0.0
-	if b.cfg.Over > 0 {
-		rate = max(20, float64(n)/b.cfg.Over.Seconds())
+	if over > 0 {
+		rate = float64(n) / over.Seconds()
 	}
 	op, err := b.op.drain(ctx, node, b.cfg.Timeout, rate)
 	if err != nil {
@@ -308,18 +310,31 @@ func (b *bench) cancelled(ctx context.Context) error {
 	if err := b.phase(phaseCancelled); err != nil {
 		return err
 	}
-	op, err := b.begun(ctx, 0.5)
-	if err != nil {
+	// A drain may end before it is cancelled: the next one gets more time.
+	for over := b.cfg.Over; ; over = max(5*time.Second, 3*over) {
+		op, err := b.begun(ctx, over, 0.5)
+		if err != nil {
+			return err
+		}
+		switch err := b.op.cancel(ctx, op.GetOperationId()); {
+		case fault.KindOf(err) == fault.FailedPrecondition && over < b.cfg.Timeout/2:
+			b.say(fmt.Sprintf("once more, since %v", err))
+			if err := b.await(ctx, phaseDrain, op); err != nil {
+				return err
+			}
+			if err := b.op.undrain(ctx, op.GetNodeId()); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
+			return err
+		}
+		if err := b.await(ctx, phaseCancelled, op); err != nil {
+			return err
+		}
+		_, err = b.op.serving(ctx, gateways)
 		return err
 	}
-	if err := b.op.cancel(ctx, op.GetOperationId()); err != nil {
-		return err
-	}
-	if err := b.await(ctx, phaseCancelled, op); err != nil {
-		return err
-	}
-	_, err = b.op.serving(ctx, gateways)
-	return err
 }
 
 // leaderless kills the control plane that leads, somewhere in a drain.
@@ -327,7 +342,7 @@ func (b *bench) leaderless(ctx context.Context) error {
 	if err := b.phase(phaseLeader); err != nil {
 		return err
 	}
-	op, err := b.begun(ctx, 0.1+0.5*rand.Float64())
+	op, err := b.begun(ctx, b.cfg.Over, 0.1+0.5*rand.Float64())
 	if err != nil {
 		return err
 	}
