@@ -243,7 +243,7 @@ func TestKeySeesContentAndNotTime(t *testing.T) {
 	k := Key(h)
 	resend := h
 	resend.TimestampMS = 2
-	if Key(resend) != k {
+	if Key(resend) != k || !IsRepeat(h, resend) {
 		t.Error("a resend with a new timestamp is not recognised")
 	}
 	for name, change := range map[string]func(*Header){
@@ -261,6 +261,9 @@ func TestKeySeesContentAndNotTime(t *testing.T) {
 		change(&other)
 		if Key(other) == k {
 			t.Errorf("other %s, same key", name)
+		}
+		if IsRepeat(h, other) {
+			t.Errorf("other %s, and yet a repeat", name)
 		}
 	}
 }

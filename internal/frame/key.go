@@ -1,6 +1,7 @@
 package frame
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 )
@@ -28,4 +29,10 @@ func Key(h Header) [16]byte {
 	b = append(b, body[:]...)
 	sum := sha256.Sum256(b)
 	return [16]byte(sum[:16])
+}
+
+// IsRepeat tells whether the two have the same Key, without a hash.
+func IsRepeat(a, b Header) bool {
+	return a.MsgID == b.MsgID && a.Type == b.Type && a.ToUser == b.ToUser && a.Group == b.Group &&
+		a.Tenant == b.Tenant && a.User == b.User && a.Device == b.Device && bytes.Equal(a.Body, b.Body)
 }

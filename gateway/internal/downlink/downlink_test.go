@@ -33,9 +33,9 @@ func TestMain(m *testing.M) { testkit.Main(m) }
 
 type uplink struct{}
 
-func (uplink) Publish(*session.Session, []byte, string, func([]byte)) {}
-func (uplink) Release(context.Context, []*session.Session) error      { return nil }
-func (uplink) Final(_ *routerv1.ClosedSession, done func())           { done() }
+func (uplink) Publish(*session.Session, string, []byte, string, func([]byte)) {}
+func (uplink) Release(context.Context, []*session.Session) error              { return nil }
+func (uplink) Final(_ *routerv1.ClosedSession, done func())                   { done() }
 
 // gateway is a downlink behind a real listener.
 type gateway struct {

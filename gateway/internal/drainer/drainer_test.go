@@ -39,7 +39,7 @@ type uplink struct {
 	deadline time.Duration // of the last Migrate
 }
 
-func (u *uplink) Publish(_ *session.Session, _ []byte, _ string, done func([]byte)) {
+func (u *uplink) Publish(_ *session.Session, _ string, _ []byte, _ string, done func([]byte)) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.answer = append(u.answer, done)

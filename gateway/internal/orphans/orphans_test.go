@@ -67,9 +67,9 @@ func (r *routers) Hold(_ context.Context, sessions []*routerv1.HoldSession) []up
 // taker is an uplink that takes every session back.
 type taker struct{}
 
-func (taker) Publish(*session.Session, []byte, string, func([]byte)) {}
-func (taker) Release(context.Context, []*session.Session) error      { return nil }
-func (taker) Final(_ *routerv1.ClosedSession, done func())           { done() }
+func (taker) Publish(*session.Session, string, []byte, string, func([]byte)) {}
+func (taker) Release(context.Context, []*session.Session) error              { return nil }
+func (taker) Final(_ *routerv1.ClosedSession, done func())                   { done() }
 
 func TestEveryOrphanFindsAKeeperWhenThereIsRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -31,7 +31,7 @@ type uplink struct {
 	finals []*routerv1.ClosedSession
 }
 
-func (u *uplink) Publish(*session.Session, []byte, string, func([]byte)) {}
+func (u *uplink) Publish(*session.Session, string, []byte, string, func([]byte)) {}
 
 func (u *uplink) Release(context.Context, []*session.Session) error { return nil }
 

@@ -24,11 +24,12 @@ type RouterRef struct {
 // Uplink is what sessions need of the routers. Safe for concurrent use.
 type Uplink interface {
 	// Publish takes a stamped MessageRequest to the user's home router. Messages
-	// of one session arrive in the order of calls. It never blocks and keeps
-	// message, which is not modified any more. done is called exactly once, from
-	// any goroutine, with a serialized MessageAck that done does not keep; it
-	// never blocks.
-	Publish(s *Session, message []byte, traceparent string, done func(ack []byte))
+	// of one session arrive in the order of calls; one that repeats another that is
+	// still under way has its outcome. It never blocks and keeps msgID and message,
+	// which is not modified any more. done is called exactly once, from any
+	// goroutine, with a serialized MessageAck that done does not keep; it never
+	// blocks.
+	Publish(s *Session, msgID string, message []byte, traceparent string, done func(ack []byte))
 	// Release tells the homes that the sessions' routes go (STAGE_RELEASE),
 	// batched per home. It returns when all have answered or ctx ends; the error
 	// says how many were not told.

@@ -39,7 +39,7 @@ type fakeUplink struct {
 	silent    bool // do not answer messages
 }
 
-func (u *fakeUplink) Publish(_ *Session, message []byte, _ string, done func([]byte)) {
+func (u *fakeUplink) Publish(_ *Session, _ string, message []byte, _ string, done func([]byte)) {
 	m := &messagev1.MessageRequest{}
 	if err := proto.Unmarshal(message, m); err != nil {
 		panic(err)

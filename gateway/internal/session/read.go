@@ -199,7 +199,7 @@ func (s *Session) message(src []byte) {
 		answered := done
 		done = func(ack []byte) { end(); answered(ack) }
 	}
-	s.host.cfg.Uplink.Publish(s, m, traceparent, done)
+	s.host.cfg.Uplink.Publish(s, h.MsgID, m, traceparent, done)
 }
 
 func (m *metrics) message(t messagev1.MessageType) *telemetry.Counter {

@@ -35,9 +35,9 @@ type uplink struct {
 	broken bool // guarded by mu
 }
 
-func (*uplink) Publish(*session.Session, []byte, string, func([]byte)) {}
-func (*uplink) Release(context.Context, []*session.Session) error      { return nil }
-func (*uplink) Final(_ *routerv1.ClosedSession, done func())           { done() }
+func (*uplink) Publish(*session.Session, string, []byte, string, func([]byte)) {}
+func (*uplink) Release(context.Context, []*session.Session) error              { return nil }
+func (*uplink) Final(_ *routerv1.ClosedSession, done func())                   { done() }
 
 func (u *uplink) Migrate(_ context.Context, sessions []*session.Session, _ time.Duration) ([]string, error) {
 	u.mu.Lock()

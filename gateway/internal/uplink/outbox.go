@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mics-im/mics/internal/frame"
 	"github.com/mics-im/mics/internal/telemetry"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 )
@@ -31,9 +32,10 @@ func newPlace() *place { return &place{wake: make(chan struct{}, 1)} }
 // pending is a message without an outcome. Guarded by the outbox's mu, except
 // that in belongs to the stream which has taken it.
 type pending struct {
-	in   routerv1.Inbound
-	lane *lane
-	done func(ack []byte)
+	in    routerv1.Inbound
+	msgID string
+	lane  *lane
+	done  func(ack []byte)
 	// at is whose out it is in, or who has taken it; nil while it waits.
 	at *place
 	// seen says that a stream has taken it: a router may know it.
@@ -59,6 +61,8 @@ type lane struct {
 // outbox decides where every message goes and when. What it keeps to:
 //
 //   - a message stays until it has an outcome, and gets one outcome;
+//   - what a client sends again meanwhile does not go out: its home might have
+//     moved, and the new one cannot know what is with the old one;
 //   - a session's messages go to one place at a time, so that its order is that
 //     of one stream: when the user's home moves, newer messages wait until those
 //     at the old home have been answered, or its stream has broken;
@@ -79,14 +83,14 @@ type outbox struct {
 	unseen  pending // head of a ring of messages that no stream has taken, oldest first
 	closed  bool
 
-	resent *telemetry.Counter
+	resent, repeats *telemetry.Counter
 }
 
 func newOutbox(maxMessages, maxBytes int) *outbox {
 	o := &outbox{
 		maxMessages: maxMessages, maxBytes: maxBytes,
 		homeOf: func(string, string) *place { return nil },
-		lanes:  map[uint64]*lane{}, byRef: map[uint64]*pending{}, resent: &telemetry.Counter{},
+		lanes:  map[uint64]*lane{}, byRef: map[uint64]*pending{}, resent: &telemetry.Counter{}, repeats: &telemetry.Counter{},
 	}
 	o.unseen.prev, o.unseen.next = &o.unseen, &o.unseen
 	return o
@@ -97,6 +101,7 @@ type outgoing struct {
 	session      uint64
 	tenant, user string
 	version      uint32
+	msgID        string
 	message      []byte
 	traceparent  string
 	done         func(ack []byte)
@@ -107,16 +112,25 @@ type outgoing struct {
 func (o *outbox) add(m outgoing, now time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.closed || len(o.byRef) >= o.maxMessages || o.bytes+len(m.message) > o.maxBytes {
+	if o.closed {
 		return false
 	}
 	l := o.lanes[m.session]
+	if p := l.repeated(m); p != nil {
+		o.repeats.Inc()
+		first := p.done
+		p.done = func(ack []byte) { first(ack); m.done(ack) }
+		return true
+	}
+	if len(o.byRef) >= o.maxMessages || o.bytes+len(m.message) > o.maxBytes {
+		return false
+	}
 	if l == nil {
 		l = &lane{session: m.session, tenant: m.tenant, user: m.user, version: m.version}
 		o.lanes[m.session] = l
 	}
 	o.lastRef++
-	p := &pending{lane: l, done: m.done, since: now}
+	p := &pending{msgID: m.msgID, lane: l, done: m.done, since: now}
 	p.in.Ref, p.in.SessionId, p.in.Version = o.lastRef, m.session, l.version
 	p.in.Message, p.in.Traceparent = m.message, m.traceparent
 	p.prev, p.next = o.unseen.prev, &o.unseen
@@ -126,6 +140,24 @@ func (o *outbox) add(m outgoing, now time.Time) bool {
 	l.queue = append(l.queue, p)
 	o.advance(l)
 	return true
+}
+
+// repeated returns the message that m repeats (CONTRACT section 1.2), nil: none.
+func (l *lane) repeated(m outgoing) *pending {
+	if l == nil {
+		return nil
+	}
+	for _, p := range l.queue {
+		if p.msgID != m.msgID {
+			continue
+		}
+		a, err := frame.ParseMessage(p.in.GetMessage())
+		b, err2 := frame.ParseMessage(m.message)
+		if err == nil && err2 == nil && frame.IsRepeat(a, b) {
+			return p
+		}
+	}
+	return nil
 }
 
 // advance queues what of the lane may go now.

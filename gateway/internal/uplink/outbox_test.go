@@ -1,12 +1,17 @@
 package uplink
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
+	"github.com/mics-im/mics/internal/frame"
+	messagev1 "github.com/mics-im/mics/proto/mics/message/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
+	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 )
 
@@ -27,6 +32,9 @@ type sighting struct {
 // modelMessage is what happened to one message.
 type modelMessage struct {
 	session uint64
+	bytes   []byte
+	ref     uint64 // of the first Inbound with it
+	sends   int    // of the client
 	answers int
 	failed  bool
 	takenBy int // streams that took it
@@ -82,11 +90,25 @@ type place_ = place
 
 func (m *model) publish(t failer, u int, session uint64) {
 	i := len(m.messages)
-	msg := &modelMessage{session: session}
-	m.messages = append(m.messages, msg)
-	ok := m.o.add(outgoing{session: session, tenant: "t", user: user(u), message: fmt.Append(nil, i), done: func(ack []byte) {
+	m.messages = append(m.messages, &modelMessage{session: session, bytes: text(i, 0)})
+	m.send(t, u, i, m.messages[i].bytes)
+}
+
+// text is a message of at least 2 bytes.
+func text(i int, at int64) []byte {
+	b, err := proto.Marshal(&messagev1.MessageRequest{MsgId: fmt.Sprint(i), TimestampMs: at})
+	if err != nil {
+		panic(err) // never
+	}
+	return b
+}
+
+func (m *model) send(t failer, u, i int, b []byte) {
+	msg := m.messages[i]
+	msg.sends++
+	ok := m.o.add(outgoing{session: msg.session, tenant: "t", user: user(u), msgID: fmt.Sprint(i), message: b, done: func(ack []byte) {
 		msg.answers++
-		if msg.seenBy == 0 {
+		if msg.seenBy == 0 && !msg.failed {
 			t.Fatalf("message %d has an outcome that no router gave", i)
 		}
 	}}, m.now)
@@ -95,7 +117,32 @@ func (m *model) publish(t failer, u int, session uint64) {
 	}
 }
 
+// repeat has a client send what has no answer again, at another time.
+func (m *model) repeat(t failer, users, pick int) {
+	var open []int
+	for i, msg := range m.messages {
+		if msg.answers == 0 {
+			open = append(open, i)
+		}
+	}
+	if len(open) > 0 {
+		i := open[pick%len(open)]
+		m.send(t, int(m.messages[i].session)%users, i, text(i, int64(m.messages[i].sends)))
+	}
+}
+
 type failer interface{ Fatalf(string, ...any) }
+
+func number(t failer, message []byte) (i int) {
+	h, err := frame.ParseMessage(message)
+	if err == nil {
+		i, err = strconv.Atoi(h.MsgID)
+	}
+	if err != nil {
+		t.Fatalf("not one of ours: %v", err)
+	}
+	return i
+}
 
 func (m *model) take(t failer, place, limit int) {
 	w := m.live[place]
@@ -104,9 +151,14 @@ func (m *model) take(t failer, place, limit int) {
 	}
 	batch, _ := m.o.take(m.places[place], nil, limit)
 	for _, in := range batch {
-		var i int
-		_, _ = fmt.Sscan(string(in.GetMessage()), &i)
+		i := number(t, in.GetMessage())
 		msg := m.messages[i]
+		if msg.ref == 0 {
+			msg.ref = in.GetRef()
+		}
+		if msg.ref != in.GetRef() || !bytes.Equal(in.GetMessage(), msg.bytes) {
+			t.Fatalf("message %d goes out as it was sent again", i)
+		}
 		if msg.failed || msg.answers > 0 {
 			t.Fatalf("message %d goes out after its outcome", i)
 		}
@@ -170,14 +222,13 @@ func (m *model) breakStream(place int) {
 
 func (m *model) expire(t failer) {
 	for _, p := range m.o.expire(m.now, modelAge) {
-		var i int
-		_, _ = fmt.Sscan(string(p.in.GetMessage()), &i)
+		i := number(t, p.in.GetMessage())
 		msg := m.messages[i]
 		if msg.takenBy > 0 {
 			t.Fatalf("message %d fails although a router may have it", i)
 		}
 		msg.failed = true
-		msg.answers++
+		p.done(nil)
 	}
 }
 
@@ -201,8 +252,8 @@ func (m *model) settle(t failer) {
 		m.read(t, w, len(w.unread))
 	}
 	for i, msg := range m.messages {
-		if msg.answers != 1 {
-			t.Fatalf("message %d was answered %d times", i, msg.answers)
+		if msg.answers != msg.sends {
+			t.Fatalf("message %d was sent %d times and answered %d times", i, msg.sends, msg.answers)
 		}
 	}
 	m.checkEmpty(t)
@@ -225,7 +276,8 @@ func (m *model) checkEmpty(t failer) {
 
 // TestOutboxProperty: whatever breaks, moves, is answered or lost, in any order,
 // every message is answered once, routers read each session's messages in order
-// the first time, and what may have been read before is marked (and only that).
+// the first time, what may have been read before is marked (and only that), and what
+// a client sends again while it has no answer goes out as it did the first time.
 func TestOutboxProperty(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const places, users = 3, 2
@@ -238,8 +290,9 @@ func TestOutboxProperty(t *testing.T) {
 					m.publish(t, int(s)%users, s)
 				}
 			},
+			"repeat": func(t *rapid.T) { m.repeat(t, users, rapid.IntRange(0, 9).Draw(t, "pick")) },
 			"take": func(t *rapid.T) {
-				m.take(t, place.Draw(t, "place"), rapid.SampledFrom([]int{1, 3, 1000}).Draw(t, "bytes"))
+				m.take(t, place.Draw(t, "place"), rapid.SampledFrom([]int{1, 9, 1000}).Draw(t, "bytes"))
 			},
 			"read": func(t *rapid.T) {
 				if w := m.live[place.Draw(t, "place")]; w != nil {
@@ -321,7 +374,7 @@ func TestOutboxTakesInBatches(t *testing.T) {
 	p := m.places[0]
 	sizes := []int{}
 	for range 4 {
-		batch, _ := m.o.take(p, nil, 2) // one byte each
+		batch, _ := m.o.take(p, nil, 2*len(text(0, 0)))
 		sizes = append(sizes, len(batch))
 	}
 	if !slices.Equal(sizes, []int{2, 2, 1, 0}) {

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/gateway/internal/session"
-	"github.com/mics-im/mics/internal/frame"
 	messagev1 "github.com/mics-im/mics/proto/mics/message/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"google.golang.org/protobuf/proto"
@@ -24,18 +23,18 @@ var errFenced = errors.New("no router holds this gateway's lease: its routes are
 
 // Publish implements session.Uplink. done is called before Publish returns when
 // the message cannot be taken.
-func (u *Uplink) Publish(s *session.Session, message []byte, traceparent string, done func(ack []byte)) {
+func (u *Uplink) Publish(s *session.Session, msgID string, message []byte, traceparent string, done func(ack []byte)) {
 	id := s.Identity()
 	u.publish(outgoing{
 		session: s.ID(), tenant: id.Tenant, user: id.User, version: s.Version(),
-		message: message, traceparent: traceparent, done: done,
+		msgID: msgID, message: message, traceparent: traceparent, done: done,
 	})
 }
 
 func (u *Uplink) publish(m outgoing) {
 	if !u.outbox.add(m, time.Now()) {
 		u.overflow.Inc()
-		m.done(failed(m.message, reasonOverloaded))
+		m.done(failed(m.msgID, reasonOverloaded))
 	}
 }
 
@@ -43,15 +42,14 @@ func (u *Uplink) publish(m outgoing) {
 func (u *Uplink) fail(maxAge time.Duration) {
 	for _, p := range u.outbox.expire(time.Now(), maxAge) {
 		u.expired.Inc()
-		p.done(failed(p.in.GetMessage(), reasonInternal))
+		p.done(failed(p.msgID, reasonInternal))
 	}
 }
 
 // failed is a serialized MessageAck.
-func failed(message []byte, reason string) []byte {
-	h, _ := frame.ParseMessage(message) // stamped by the session: it parses
+func failed(msgID, reason string) []byte {
 	ack, err := proto.Marshal(&messagev1.MessageAck{
-		MsgId: h.MsgID, Status: messagev1.AckStatus_FAILED, Reason: reason, TimestampMs: time.Now().UnixMilli(),
+		MsgId: msgID, Status: messagev1.AckStatus_FAILED, Reason: reason, TimestampMs: time.Now().UnixMilli(),
 	})
 	if err != nil {
 		return nil // never: its strings are valid UTF-8

@@ -118,6 +118,7 @@ func New(o Options) *Uplink {
 		u.breaks.With(s)
 	}
 	u.acks = t.Buckets("mics_message_ack_ms", "From a client message's arrival to its answer by a router.", ackBounds...)
+	u.outbox.repeats = t.Counter("mics_uplink_repeats_total", "Messages that their client sent again while they had no outcome.")
 	u.outbox.resent = t.Counter("mics_uplink_resent_total", "Messages sent again because a stream broke.")
 	t.Gauge("mics_uplink_unanswered", "Messages without an outcome.", func() int64 { return int64(u.outbox.len()) })
 	t.Gauge("mics_uplink_routers_linked", "Routers that hold this gateway's lease.", func() int64 { return int64(u.Linked()) })
