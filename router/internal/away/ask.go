@@ -21,7 +21,7 @@ const (
 // asker asks one process about users, many at a time: what comes while a call is
 // under way goes along with the next one. Safe for concurrent use.
 type asker struct {
-	call     func(ctx context.Context, keys []route.UserKey) (map[route.UserKey][]route.Record, error)
+	call     func(ctx context.Context, keys []route.UserKey) (map[route.UserKey]answer, error)
 	life     context.Context // of its owner
 	spawn    func(func())    // starts a goroutine that the owner waits for
 	overflow *telemetry.Counter
@@ -31,17 +31,24 @@ type asker struct {
 	running bool   // guarded by mu
 }
 
+// answer is what a process says of one user.
+type answer struct {
+	records []route.Record
+	// whole: nobody knows of another device. Gateways do not say so.
+	whole bool
+}
+
 // batch is one call's; all but keys is written before done is closed.
 type batch struct {
 	keys  map[route.UserKey]struct{}
 	done  chan struct{}
-	found map[route.UserKey][]route.Record
+	found map[route.UserKey]answer
 	err   error
 }
 
 // ask returns what the process knows of at least these users, or ctx's error. The
-// answer is shared and must not be modified.
-func (a *asker) ask(ctx context.Context, keys []route.UserKey) (map[route.UserKey][]route.Record, error) {
+// answers are shared and must not be modified.
+func (a *asker) ask(ctx context.Context, keys []route.UserKey) (map[route.UserKey]answer, error) {
 	a.mu.Lock()
 	b := a.next
 	if b == nil {

@@ -3,6 +3,7 @@ package away
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -102,14 +103,12 @@ func (s *Store) lookAgain() {
 	}
 	d := s.cluster.Directory
 	s.gateways.keep(func(ref route.NodeRef) bool { _, ok := d.Gateway(ref); return ok })
-	s.routers.keep(func(ref route.NodeRef) bool {
-		for _, r := range d.Routers() {
-			if r.NodeRef == ref {
-				return true
-			}
-		}
-		return false
-	})
+	routers := s.others()
+	for _, a := range []*askers{&s.homes, &s.memories} {
+		a.keep(func(ref route.NodeRef) bool {
+			return slices.ContainsFunc(routers, func(r route.Router) bool { return r.NodeRef == ref })
+		})
+	}
 }
 
 // probe asks whether the backend is back, and whether others reach it.

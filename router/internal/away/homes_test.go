@@ -174,6 +174,56 @@ func TestARouterThatStartsJustBeforeAnOutage(t *testing.T) {
 	})
 }
 
+// TestARouterThatStartsJustBeforeAnotherLosesTheStore: the other one still takes itself for
+// the home, and waits for the store to say who has started. It must not go by the gateways
+// alone: who has left them is absent.
+func TestARouterThatStartsJustBeforeAnotherLosesTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 2)
+		first, other := w.routers[1], w.routers[0]
+		k := w.homedAt(first)
+		at, epoch, _ := w.connect(k, w.gateways[0])
+		w.connect(key(k.User, "stays"), w.gateways[1])
+		first.kill()
+		pass(10 * time.Second)
+		other.hole.Store(true)
+		first = w.restart(first)
+		pass(100 * time.Millisecond)
+		w.at(at.Node).drop(at.Session)
+		first.ends(k, at, epoch)
+		other.finds(k, route.Ghost)
+		other.hole.Store(false)
+		pass(20 * time.Second)
+		w.want(k, nil)
+		w.end()
+	})
+}
+
+// TestWhoLeftBeforeTheHomeChangedInAnOutage: the home that is has never heard of him, and
+// there is no store to ask.
+func TestWhoLeftBeforeTheHomeChangedInAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, 2)
+		first := w.routers[1]
+		k := w.homedAt(first)
+		first.kill()
+		pass(10 * time.Second)
+		at, epoch, _ := w.connect(k, w.gateways[0])
+		w.connect(key(k.User, "stays"), w.gateways[1])
+		w.leave(k, at, epoch)
+		first = w.restart(first)
+		pass(2 * time.Second)
+		w.down.Store(true)
+		first.finds(k, route.Ghost)
+		pass(time.Second)
+		w.want(k, nil)
+		w.down.Store(false)
+		pass(20 * time.Second)
+		w.want(k, nil)
+		w.end()
+	})
+}
+
 func TestOneRouterCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)

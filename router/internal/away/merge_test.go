@@ -179,15 +179,15 @@ func TestQuestionsWaitTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls [][]route.UserKey
 		var wg sync.WaitGroup
-		a := &asker{life: t.Context(), overflow: counter(t), spawn: func(f func()) { wg.Go(f) }, call: func(ctx context.Context, keys []route.UserKey) (map[route.UserKey][]route.Record, error) {
+		a := &asker{life: t.Context(), overflow: counter(t), spawn: func(f func()) { wg.Go(f) }, call: func(ctx context.Context, keys []route.UserKey) (map[route.UserKey]answer, error) {
 			calls = append(calls, keys)
 			time.Sleep(time.Second / 2) // fake time
-			return map[route.UserKey][]route.Record{keys[0]: {{Device: "d"}}}, nil
+			return map[route.UserKey]answer{keys[0]: {records: []route.Record{{Device: "d"}}}}, nil
 		}}
 		ask := func(n int) {
 			wg.Go(func() {
 				k := key(fmt.Sprint("u", n), "").UserKey
-				if got, err := a.ask(t.Context(), []route.UserKey{k}); err != nil || n == 0 && len(got[k]) != 1 {
+				if got, err := a.ask(t.Context(), []route.UserKey{k}); err != nil || n == 0 && len(got[k].records) != 1 {
 					t.Errorf("%d: %v, %v", n, got, err)
 				}
 			})

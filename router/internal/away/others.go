@@ -15,6 +15,42 @@ import (
 // long as one has not said that it did.
 const absentEvery = time.Second
 
+// others are the other routers that are known to live: those of the Directory, and who
+// has said so meanwhile, which the Directory may yet have to ask the backend about.
+func (s *Store) others() []route.Router {
+	out := slices.DeleteFunc(slices.Clone(s.cluster.Directory.Routers()), func(r route.Router) bool { return r.ID == s.opts.Self.ID })
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, n := range s.news {
+		i := slices.IndexFunc(out, func(r route.Router) bool { return r.ID == id })
+		switch {
+		case now.Sub(n.at) >= s.opts.Lease || i >= 0 && out[i].Incarnation >= n.Incarnation:
+			delete(s.news, id)
+		case i >= 0:
+			out[i] = n.Router
+		default:
+			out = append(out, n.Router)
+		}
+	}
+	return out
+}
+
+// newcomer is a router that has said that it lives.
+type newcomer struct {
+	route.Router
+	at time.Time
+}
+
+// heard notes that a router lives.
+func (s *Store) heard(r route.Router) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.ID != s.opts.Self.ID && r.Incarnation >= s.news[r.ID].Incarnation {
+		s.news[r.ID] = newcomer{r, time.Now()}
+	}
+}
+
 // askOthers asks all others of these routers at once. answered is called for each that
 // answers, one at a time; nil: the asking is all. all tells whether every one did.
 func (s *Store) askOthers(routers []route.Router, req *routerv1.RecordsRequest, answered func(route.Router, *routerv1.RecordsResponse)) (all bool) {
@@ -53,19 +89,18 @@ func (s *Store) othersSay(routers []route.Router, req *routerv1.RecordsRequest, 
 // findPeer looks for another router that reaches the backend, and that renews this
 // one's lease then.
 func (s *Store) findPeer() {
-	routers := s.cluster.Directory.Routers()
+	others := s.others()
 	var found *route.Router
 	answered := false
-	s.askOthers(routers, s.question(), func(r route.Router, res *routerv1.RecordsResponse) {
+	s.askOthers(others, s.question(), func(r route.Router, res *routerv1.RecordsResponse) {
 		answered = true
 		if res.GetUp() {
 			found = &r
 		}
 	})
-	others := slices.ContainsFunc(routers, func(r route.Router) bool { return r.ID != s.opts.Self.ID })
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.outage.peer, s.outage.alone = found, others && !answered
+	s.outage.peer, s.outage.alone = found, len(others) > 0 && !answered
 	if asked := s.outage.asked; asked != nil {
 		select {
 		case <-asked:

@@ -18,10 +18,10 @@ type device struct {
 }
 
 // TestNobodyIsMissed plays random connects, ends, look-ups and faults against a
-// model: whoever asks finds every live device where it is, no epoch goes back, and
-// afterwards the backend alone knows the same.
+// model: whoever asks finds every live device where it is, and every other one that has
+// been here as absent, no epoch goes back, and afterwards the backend alone knows the same.
 func TestNobodyIsMissed(t *testing.T) {
-	seeds := 60
+	seeds := 120
 	if testing.Short() {
 		seeds = 10
 	}
@@ -36,7 +36,7 @@ const steps = 150
 
 func play(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 7))
-	// Either the backend fails or a router loses its way to it.
+	// Either the backend fails, or a router loses its way to it or is started anew.
 	cuts := seed%2 == 1
 	routers := 1 + r.IntN(3)
 	if cuts {
@@ -75,21 +75,33 @@ func play(t *testing.T, seed uint64) {
 			w.leave(d.key, *d.loc, d.epoch)
 			d.loc = nil
 		case dice < 75:
-			if d.loc == nil {
-				continue
+			if d.epoch == 0 {
+				continue // it has never been here
 			}
 			said = append(said, fmt.Sprintf("%v is looked up", d.key))
 			w.want(d.key, d.loc)
 		case dice < 80 && cuts:
-			m := w.routers[r.IntN(len(w.routers))]
-			cut := !m.cut.Load()
-			for _, other := range w.routers {
-				if other.cut.Swap(false) {
+			for _, m := range w.routers {
+				if m.cut.Swap(false) || m.hole.Swap(false) {
+					said = append(said, fmt.Sprintf("%s reaches the backend again", m.opts.Self.ID))
 					pass(10 * time.Second) // one fault at a time
 				}
 			}
-			m.cut.Store(cut)
-			said = append(said, fmt.Sprintf("%s is cut off: %v", m.opts.Self.ID, cut))
+			m := w.routers[r.IntN(len(w.routers))]
+			switch kind := r.IntN(4); {
+			case kind == 0:
+				m.cut.Store(true)
+				said = append(said, fmt.Sprintf("%s is cut off", m.opts.Self.ID))
+			case kind == 1:
+				m.hole.Store(true)
+				said = append(said, fmt.Sprintf("%s gets no answers", m.opts.Self.ID))
+			case kind == 2 && m != w.routers[0]: // by which connect finds homes
+				m.kill()
+				pass(time.Duration(r.IntN(8000)) * time.Millisecond)
+				m = w.restart(m)
+				pass(time.Duration(r.IntN(2)) * time.Second)
+				said = append(said, fmt.Sprintf("%s was started anew", m.opts.Self.ID))
+			}
 		case dice < 80:
 			said = append(said, "the backend is flushed")
 			w.flush()
@@ -112,6 +124,7 @@ func play(t *testing.T, seed uint64) {
 	w.down.Store(false)
 	for _, m := range w.routers {
 		m.cut.Store(false)
+		m.hole.Store(false)
 	}
 	pass(time.Minute)
 	for _, d := range all {

@@ -253,7 +253,7 @@ func (s *Store) lookup(ctx context.Context, keys []route.UserKey, w who) []findi
 	}
 	open = append(open, s.askHomes(ctx, keys, homes, out)...)
 	if len(open) > 0 {
-		s.gather(ctx, keys, open, w, out)
+		s.gather(ctx, keys, open, out)
 	}
 	now := time.Now()
 	for i := range out {
@@ -269,7 +269,7 @@ func (s *Store) askHomes(ctx context.Context, keys []route.UserKey, homes map[ro
 	var wg sync.WaitGroup
 	for home, indexes := range homes {
 		wg.Go(func() {
-			asker, theirs := s.routerAsker(home), pick(keys, indexes)
+			asker, theirs := s.homeAsker(home), pick(keys, indexes)
 			found, err := asker.ask(ctx, theirs)
 			if err != nil && ctx.Err() == nil {
 				// It may just be finding out that the store is away. Gateways do not know
@@ -279,14 +279,14 @@ func (s *Store) askHomes(ctx context.Context, keys []route.UserKey, homes map[ro
 			mu.Lock()
 			defer mu.Unlock()
 			for _, i := range indexes {
-				records, known := found[keys[i]]
-				if err != nil || !known {
+				a := found[keys[i]]
+				if err != nil || !a.whole {
 					open = append(open, i)
 					continue
 				}
 				// This router may have changed one itself.
 				mine, _ := s.mirror.records(keys[i])
-				out[i].records = join(append([]route.Record(nil), records...), mine...)
+				out[i].records = join(slices.Clone(a.records), mine...)
 			}
 		})
 	}
@@ -302,13 +302,13 @@ func pick(keys []route.UserKey, indexes []int) []route.UserKey {
 	return out
 }
 
-// gather puts together what the backend (while healing), another router that
-// reaches it, or all gateways know of the users at these indexes.
-func (s *Store) gather(ctx context.Context, keys []route.UserKey, open []int, w who, out []finding) {
+// gather puts together what the backend (while healing), the other routers and the
+// gateways know of the users at these indexes.
+func (s *Store) gather(ctx context.Context, keys []route.UserKey, open []int, out []finding) {
 	s.learnAbsent()
 	want := pick(keys, open)
 	found := make([][]route.Record, len(want))
-	err := s.sources(ctx, want, w, found)
+	err := s.sources(ctx, want, found)
 	for j, i := range open {
 		if s.mine(keys[i]) {
 			s.mirror.learn(keys[i], found[j], s.phase() == healing)
@@ -323,19 +323,9 @@ func (s *Store) gather(ctx context.Context, keys []route.UserKey, open []int, w 
 
 // sources adds to found what others than this router know. An error: not all that
 // may know have answered.
-func (s *Store) sources(ctx context.Context, keys []route.UserKey, w who, found [][]route.Record) error {
-	if peer := s.peerUp(); peer != nil && w == asking {
-		if got, err := s.routerAsker(*peer).ask(ctx, keys); err == nil {
-			sure := true
-			for i, k := range keys {
-				records, known := got[k]
-				found[i] = join(found[i], records...)
-				sure = sure && known
-			}
-			if sure {
-				return nil
-			}
-		}
+func (s *Store) sources(ctx context.Context, keys []route.UserKey, found [][]route.Record) error {
+	if s.phase() == away && s.othersRemember(ctx, keys, found) {
+		return nil
 	}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -350,7 +340,7 @@ func (s *Store) sources(ctx context.Context, keys []route.UserKey, w who, found 
 				return
 			}
 			for i, k := range keys {
-				found[i] = join(found[i], got[k]...)
+				found[i] = join(found[i], got[k].records...)
 			}
 		})
 	}
@@ -372,6 +362,37 @@ func (s *Store) sources(ctx context.Context, keys []route.UserKey, w who, found 
 	return nil
 }
 
+// othersRemember adds to found what the other routers remember: of who is absent no
+// gateway knows, and his home may be so only now. It tells whether one of them reaches
+// the backend, so that nothing can be missing.
+func (s *Store) othersRemember(ctx context.Context, keys []route.UserKey, found [][]route.Record) (whole bool) {
+	ctx, enough := context.WithCancel(ctx)
+	defer enough()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, r := range s.others() {
+		wg.Go(func() {
+			got, err := s.memoryAsker(r).ask(ctx, keys)
+			if err != nil {
+				return // what it remembers is lost with it, or this is enough
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all := true
+			for i, k := range keys {
+				found[i] = join(found[i], got[k].records...)
+				all = all && got[k].whole
+			}
+			if all {
+				whole = true
+				enough()
+			}
+		})
+	}
+	wg.Wait()
+	return whole
+}
+
 // resolve brings all that is known of the user into the mirror, as far as it can be
 // had.
 func (s *Store) resolve(ctx context.Context, key route.UserKey) {
@@ -384,7 +405,7 @@ func (s *Store) resolve(ctx context.Context, key route.UserKey) {
 	}
 	s.findPeerIfAlone()
 	out := make([]finding, 1)
-	s.gather(ctx, []route.UserKey{key}, []int{0}, asking, out)
+	s.gather(ctx, []route.UserKey{key}, []int{0}, out)
 	if !s.mine(key) {
 		s.mirror.learn(key, out[0].records, false)
 	}

@@ -2,6 +2,8 @@ package away
 
 import (
 	"context"
+	"fmt"
+	"slices"
 
 	"github.com/mics-im/mics/internal/fault"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
@@ -21,6 +23,16 @@ func (s *Store) ServeRecords(ctx context.Context, req *routerv1.RecordsRequest) 
 		NodeRef:  route.NodeRef{ID: req.GetFrom().GetNodeId(), Incarnation: req.GetFrom().GetIncarnation()},
 		Endpoint: req.GetFrom().GetEndpoint(), Version: req.GetFrom().GetVersion(),
 	}
+	keys := make([]route.UserKey, len(req.GetUsers()))
+	for i, u := range req.GetUsers() {
+		keys[i] = route.UserKey{Tenant: u.GetTenantId(), User: u.GetUserId()}
+	}
+	if from.ID != "" {
+		s.heard(from)
+	}
+	if req.GetRemembered() {
+		return said(keys, s.memory(ctx, keys)), nil
+	}
 	if m := req.GetMarker(); m != "" && m != s.markerNow() && s.phase() == up {
 		s.verify()
 	}
@@ -39,20 +51,23 @@ func (s *Store) ServeRecords(ctx context.Context, req *routerv1.RecordsRequest) 
 	if s.cluster.Directory != nil && from.ID != "" {
 		s.cluster.Directory.Hear(ctx, from)
 	}
-	keys := make([]route.UserKey, len(req.GetUsers()))
-	for i, u := range req.GetUsers() {
-		keys[i] = route.UserKey{Tenant: u.GetTenantId(), User: u.GetUserId()}
-	}
-	for i, f := range s.known(ctx, keys) {
-		u := toRecords(keys[i], f.records)
-		u.Uncertain = f.err != nil
-		res.Users = append(res.Users, u)
-	}
+	res.Users = said(keys, s.known(ctx, keys)).Users
 	if req.GetSave() {
 		res.Saved = s.phase() != away && s.write() && s.markerNow() == req.GetMarker()
 	}
 	res.Settled = s.settled(req.GetMarker(), req.GetRoutersHash())
 	return res, nil
+}
+
+// said is an answer about users.
+func said(keys []route.UserKey, found []finding) *routerv1.RecordsResponse {
+	res := &routerv1.RecordsResponse{}
+	for i, f := range found {
+		u := toRecords(keys[i], f.records)
+		u.Uncertain = f.err != nil
+		res.Users = append(res.Users, u)
+	}
+	return res
 }
 
 // learn takes what another router could not store, and tells whether it is in the
@@ -109,4 +124,35 @@ func (s *Store) known(ctx context.Context, keys []route.UserKey) []finding {
 		}
 	}
 	return s.lookup(ctx, keys, answering)
+}
+
+// memoryTimeout is how long the backend has for a part in memory: whoever asks has
+// askTimeout, and what is remembered is better than nothing.
+const memoryTimeout = askTimeout / 3
+
+var errRemembered = fmt.Errorf("%w: that is only what is remembered", route.ErrUnavailable)
+
+// memory is what this router remembers and the backend says, if that answers.
+func (s *Store) memory(ctx context.Context, keys []route.UserKey) []finding {
+	s.turn()
+	stored := make([][]route.Record, len(keys))
+	if s.phase() == up {
+		ctx, cancel := context.WithTimeout(ctx, memoryTimeout)
+		defer cancel()
+		found, err := there(ctx, s, func(ctx context.Context) ([][]route.Record, error) { return s.backend.Lookup(ctx, keys) })
+		if err == nil {
+			stored = found
+		} else {
+			s.failed(ctx, err)
+		}
+	}
+	out := make([]finding, len(keys))
+	for i, k := range keys {
+		mine, _ := s.mirror.records(k)
+		out[i].records = join(slices.Clone(stored[i]), mine...)
+		if len(stored[i]) == 0 { // it may have been emptied
+			out[i].err = errRemembered
+		}
+	}
+	return out
 }

@@ -105,12 +105,12 @@ func (s *Store) sessions(ctx context.Context, g route.Node, req *gatewayv1.Sessi
 // gatewayAsker asks a gateway whom it holds.
 func (s *Store) gatewayAsker(g route.Node) *asker {
 	return s.gateways.get(g.NodeRef, func() *asker {
-		return s.asker(func(ctx context.Context, keys []route.UserKey) (map[route.UserKey][]route.Record, error) {
-			found := make(map[route.UserKey][]route.Record, len(keys))
+		return s.asker(func(ctx context.Context, keys []route.UserKey) (map[route.UserKey]answer, error) {
+			found := make(map[route.UserKey]answer, len(keys))
 			err := s.sessions(ctx, g, &gatewayv1.SessionsRequest{Users: toRefs(keys)}, func(list []*gatewayv1.SessionInfo) error {
 				for _, i := range list {
 					key, r := recordOf(g.NodeRef, i)
-					found[key.UserKey] = join(found[key.UserKey], r)
+					found[key.UserKey] = answer{records: join(found[key.UserKey].records, r)}
 				}
 				return nil
 			})
@@ -119,13 +119,16 @@ func (s *Store) gatewayAsker(g route.Node) *asker {
 	})
 }
 
-// routerAsker asks a router what it knows; users of whom it does not know
-// everything are not in the answer.
-func (s *Store) routerAsker(r route.Router) *asker {
-	return s.routers.get(r.NodeRef, func() *asker {
-		return s.asker(func(ctx context.Context, keys []route.UserKey) (map[route.UserKey][]route.Record, error) {
+// homeAsker asks a router as its users' home, memoryAsker for what it has seen or
+// reads in the store.
+func (s *Store) homeAsker(r route.Router) *asker   { return s.routerAsker(&s.homes, r, false) }
+func (s *Store) memoryAsker(r route.Router) *asker { return s.routerAsker(&s.memories, r, true) }
+
+func (s *Store) routerAsker(among *askers, r route.Router, remembered bool) *asker {
+	return among.get(r.NodeRef, func() *asker {
+		return s.asker(func(ctx context.Context, keys []route.UserKey) (map[route.UserKey]answer, error) {
 			req := s.question()
-			req.Users = toRefs(keys)
+			req.Users, req.Remembered = toRefs(keys), remembered
 			res, err := s.cluster.Peer(r).Records(ctx, connect.NewRequest(req))
 			if err != nil {
 				return nil, err
@@ -133,22 +136,20 @@ func (s *Store) routerAsker(r route.Router) *asker {
 			if len(res.Msg.GetUsers()) != len(keys) {
 				return nil, fmt.Errorf("router %s answers for %d users instead of %d", r.ID, len(res.Msg.GetUsers()), len(keys))
 			}
-			found := make(map[route.UserKey][]route.Record, len(keys))
+			found := make(map[route.UserKey]answer, len(keys))
 			for i, u := range res.Msg.GetUsers() {
 				key, records, err := fromRecords(u)
 				if err != nil || key != keys[i] {
 					return nil, fmt.Errorf("router %s answers for another user, or malformed: %w", r.ID, err)
 				}
-				if !u.GetUncertain() {
-					found[key] = records
-				}
+				found[key] = answer{records, !u.GetUncertain()}
 			}
 			return found, nil
 		})
 	})
 }
 
-func (s *Store) asker(call func(context.Context, []route.UserKey) (map[route.UserKey][]route.Record, error)) *asker {
+func (s *Store) asker(call func(context.Context, []route.UserKey) (map[route.UserKey]answer, error)) *asker {
 	return &asker{call: call, life: s.ctx, spawn: s.spawn, overflow: s.overflow}
 }
 

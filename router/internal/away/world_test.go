@@ -54,6 +54,7 @@ type member struct {
 	w     *world
 	dir   *directory.Directory
 	cut   atomic.Bool  // from the backend
+	hole  atomic.Bool  // what it asks the backend gets no answer
 	alone atomic.Bool  // cut off from all routers
 	hangs atomic.Int32 // so many questions of routers get no answer
 	logs  bytes.Buffer
@@ -314,7 +315,11 @@ type link struct {
 
 // try is one call to it; nil: it gets there.
 func (l *link) try(ctx context.Context) (*memstore.Store, error) {
-	if slow := time.Duration(l.m.w.slow.Load()); slow > 0 {
+	slow := time.Duration(l.m.w.slow.Load())
+	if l.m.hole.Load() {
+		slow = time.Second
+	}
+	if slow > 0 {
 		t := time.NewTimer(min(slow, time.Second))
 		defer t.Stop()
 		select {

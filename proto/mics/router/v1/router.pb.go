@@ -3641,7 +3641,10 @@ type RecordsRequest struct {
 	Marker      string `protobuf:"bytes,5,opt,name=marker,proto3" json:"marker,omitempty"`
 	RoutersHash uint64 `protobuf:"varint,6,opt,name=routers_hash,json=routersHash,proto3" json:"routers_hash,omitempty"`
 	// Write what is not in the store before you answer: see RecordsResponse.saved.
-	Save          bool `protobuf:"varint,7,opt,name=save,proto3" json:"save,omitempty"`
+	Save bool `protobuf:"varint,7,opt,name=save,proto3" json:"save,omitempty"`
+	// Say of the users what you remember, and what the store says if you reach it, and
+	// ask nobody else.
+	Remembered    bool `protobuf:"varint,8,opt,name=remembered,proto3" json:"remembered,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3721,6 +3724,13 @@ func (x *RecordsRequest) GetRoutersHash() uint64 {
 func (x *RecordsRequest) GetSave() bool {
 	if x != nil {
 		return x.Save
+	}
+	return false
+}
+
+func (x *RecordsRequest) GetRemembered() bool {
+	if x != nil {
+		return x.Remembered
 	}
 	return false
 }
@@ -4227,7 +4237,7 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\fSyncResponse\x12\x17\n" +
 	"\ain_step\x18\x01 \x01(\bR\x06inStep\x12\x18\n" +
 	"\amissing\x18\x02 \x03(\rR\amissing\x12\x12\n" +
-	"\x04full\x18\x03 \x03(\rR\x04full\"\x86\x02\n" +
+	"\x04full\x18\x03 \x03(\rR\x04full\"\xa6\x02\n" +
 	"\x0eRecordsRequest\x12.\n" +
 	"\x04from\x18\x01 \x01(\v2\x1a.mics.router.v1.RouterInfoR\x04from\x12.\n" +
 	"\x05users\x18\x02 \x03(\v2\x18.mics.gateway.v1.UserRefR\x05users\x121\n" +
@@ -4235,7 +4245,10 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\x04away\x18\x04 \x01(\bR\x04away\x12\x16\n" +
 	"\x06marker\x18\x05 \x01(\tR\x06marker\x12!\n" +
 	"\frouters_hash\x18\x06 \x01(\x04R\vroutersHash\x12\x12\n" +
-	"\x04save\x18\a \x01(\bR\x04save\"\x99\x01\n" +
+	"\x04save\x18\a \x01(\bR\x04save\x12\x1e\n" +
+	"\n" +
+	"remembered\x18\b \x01(\bR\n" +
+	"remembered\"\x99\x01\n" +
 	"\vUserRecords\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x126\n" +
