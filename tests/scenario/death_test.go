@@ -64,6 +64,29 @@ func TestMessagingGoesOnWithoutRedis(t *testing.T) {
 	bob.HasNothing()
 }
 
+// Somebody's phone is off when all routers are rolled, and later Redis is away: what is sent
+// then is for the phone, too.
+func TestARedisThatDiesAfterADeploy(t *testing.T) {
+	t.Parallel()
+	c := harness.New(t, harness.Options{Gateways: 2, Routers: 2})
+	ann := c.Client("ann")
+	desk, phone := c.Client("bob", harness.Called("desk")), c.Client("bob", harness.Called("phone"))
+	phone.Leaves()
+	for _, name := range []string{"r1", "r2"} {
+		c.Router(name).Stop()
+		c.Router(name).Start()
+		c.Router(name).AwaitReady()
+	}
+	c.Redis().Kill()
+	ann.Sends("during").To("bob")
+	desk.Wants("during")
+	c.Redis().Start()
+	phone.Joins()
+	phone.Wants("during")
+	desk.HasNothing()
+	phone.HasNothing()
+}
+
 func TestOfflineMessagesSurviveARouter(t *testing.T) {
 	t.Parallel()
 	for i, end := range []string{"r1", "r2"} {

@@ -115,6 +115,7 @@ type Store struct {
 	last    members             // guarded by mu: the last full lists
 	drift   map[share]int       // guarded by mu: connections that were not counted
 	news    map[string]newcomer // guarded by mu: routers, by id, that the Directory may not list yet
+	told    []route.Router      // guarded by mu: who has been told who is absent
 	started time.Time           // guarded by mu
 	closed  bool                // guarded by mu: no goroutine is started any more
 	suspect bool                // guarded by mu: a call was given up before the backend had its time
@@ -191,6 +192,7 @@ func (s *Store) Start(c Cluster) {
 	s.started = time.Now()
 	s.mu.Unlock()
 	s.spawn(s.run)
+	s.spawn(s.runTelling)
 }
 
 // Lapsed says that this router is new among those of the Directory, or as good as new.
@@ -203,8 +205,12 @@ func (s *Store) Lapsed() {
 }
 
 // Stop ends the watch and waits for it. What is not saved by then the backend does
-// not learn from this router. It may be called without Start.
+// not learn from this router; who is absent the other routers do. It may be called
+// without Start.
 func (s *Store) Stop() {
+	if s.cluster.Directory != nil {
+		s.tell(s.ctx)
+	}
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()

@@ -224,6 +224,50 @@ func TestWhoLeftBeforeTheHomeChangedInAnOutage(t *testing.T) {
 	})
 }
 
+// TestWhoLeftBeforeHisHomeWasStartedAnew: one router remembers him beside the store at
+// any time, also when each has been started anew, in turn.
+func TestWhoLeftBeforeHisHomeWasStartedAnew(t *testing.T) {
+	for name, turns := range map[string][]int{"the home": {1}, "each router in turn": {1, 0, 2, 1}} {
+		for loss, lose := range map[string]func(*world){
+			"flushed": func(w *world) { w.flush() },
+			"away":    func(w *world) { w.down.Store(true) },
+		} {
+			t.Run(name+", "+loss, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t, 3, 2)
+					k := w.homedAt(w.routers[1])
+					at, epoch, _ := w.connect(k, w.gateways[0])
+					w.connect(key(k.User, "stays"), w.gateways[1])
+					w.leave(k, at, epoch)
+					for _, i := range turns {
+						pass(time.Second)
+						w.routers[i].kill()
+						pass(5 * time.Second)
+						w.restart(w.routers[i])
+						pass(2 * time.Second)
+					}
+					lose(w)
+					w.want(k, nil)
+					w.down.Store(false)
+					pass(10 * time.Second)
+					w.want(k, nil)
+					// What is remembered must not stand in the way of one who is back.
+					at, _, _ = w.connect(k, w.gateways[1])
+					pass(time.Second)
+					lose(w)
+					w.want(k, &at)
+					pass(time.Second)
+					w.want(k, &at)
+					w.down.Store(false)
+					pass(10 * time.Second)
+					w.want(k, &at)
+					w.end()
+				})
+			})
+		}
+	}
+}
+
 func TestOneRouterCutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 2)

@@ -106,7 +106,7 @@ func counter(t *testing.T) *telemetry.Counter {
 func TestTheMirrorIsBounded(t *testing.T) {
 	m := newMirror(3, counter(t))
 	put := func(user string) {
-		m.put(key(user, "d"), route.Record{Device: "d", State: route.Live, Epoch: 1})
+		m.put(key(user, "d"), route.Record{Device: "d", State: route.Live, Epoch: 1}, nil)
 	}
 	m.bind(key("unsaved", "d"), route.Location{Session: 1}, 1)
 	for _, u := range []string{"a", "b", "c", "d"} {
@@ -154,8 +154,8 @@ func TestTheMirrorFollowsTheRouters(t *testing.T) {
 	ghost := route.Record{Device: "g", State: route.Ghost, Epoch: 1, Until: time.Now().Add(time.Hour)}
 	fill := func() {
 		for _, u := range []string{"mine", "theirs"} {
-			m.put(key(u, "d"), route.Record{Device: "d", State: route.Live, Epoch: 1})
-			m.put(key(u, "g"), ghost)
+			m.put(key(u, "d"), route.Record{Device: "d", State: route.Live, Epoch: 1}, nil)
+			m.put(key(u, "g"), ghost, nil)
 			m.whole(key(u, "d").UserKey)
 		}
 	}

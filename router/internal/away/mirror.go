@@ -21,7 +21,10 @@ type mirror struct {
 	users map[route.UserKey]*entry // guarded by mu
 	order *list.List               // guarded by mu: of *entry, the one used last in front
 	dirty map[route.DeviceKey]bool // guarded by mu: not in the store, or not certainly
-	ring  uint64                   // guarded by mu: which set of routers the entries are right for
+	news  map[route.DeviceKey]bool // guarded by mu: what other routers remember of these may be wrong
+	// copies are ghosts that another router, the home, has told of. Guarded by mu.
+	copies map[route.DeviceKey]bool
+	ring   uint64 // guarded by mu: which set of routers the entries are right for
 }
 
 // entry is guarded by its mirror's mu.
@@ -39,7 +42,7 @@ type entry struct {
 func newMirror(max int, forgotten *telemetry.Counter) *mirror {
 	return &mirror{
 		max: max, forgotten: forgotten,
-		users: map[route.UserKey]*entry{}, order: list.New(), dirty: map[route.DeviceKey]bool{},
+		users: map[route.UserKey]*entry{}, order: list.New(), dirty: map[route.DeviceKey]bool{}, news: map[route.DeviceKey]bool{}, copies: map[route.DeviceKey]bool{},
 	}
 }
 
@@ -79,6 +82,7 @@ func (m *mirror) evict() {
 			m.forgotten.Inc()
 			delete(m.dirty, key)
 		}
+		delete(m.copies, key)
 	}
 	m.order.Remove(victim)
 	delete(m.users, e.key)
@@ -173,17 +177,19 @@ func (m *mirror) saw(key route.UserKey, records []route.Record, version uint64) 
 	e.complete = true
 }
 
-// put sets a device's record: the store has it so.
-func (m *mirror) put(key route.DeviceKey, r route.Record) {
+// put sets a device's record, which follows prev (nil: none): the store has it so.
+func (m *mirror) put(key route.DeviceKey, r route.Record, prev *route.Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.set(m.get(key.UserKey), r)
 	delete(m.dirty, key)
+	m.follows(key, prev)
 }
 
 // set is put for one who holds mu.
 func (m *mirror) set(e *entry, r route.Record) {
 	e.version++
+	delete(m.copies, route.DeviceKey{UserKey: e.key, Device: r.Device})
 	if i, ok := find(e.records, r.Device); ok {
 		e.records[i] = r
 	} else {
@@ -228,6 +234,7 @@ func (m *mirror) bind(key route.DeviceKey, loc route.Location, version uint8) (r
 	r, prev := rebound(known, key.Device, loc, version, time.Now())
 	m.set(e, r)
 	m.dirty[key] = true
+	m.follows(key, known)
 	return r, prev
 }
 
@@ -244,6 +251,9 @@ func (m *mirror) change(c route.Change) (route.Record, bool) {
 	if ok {
 		m.set(e, r)
 		m.dirty[c.Key] = true
+		if r.State == route.Ghost {
+			m.news[c.Key] = true
+		}
 	}
 	return r, ok
 }
@@ -263,6 +273,7 @@ func (m *mirror) applied(c route.Change) {
 	if !known {
 		if r, ok := changed(nil, c, now); ok && c.To == route.Ghost && c.GhostTTL > 0 {
 			m.set(m.get(c.Key.UserKey), r)
+			m.news[c.Key] = true
 		}
 		return
 	}
@@ -278,6 +289,7 @@ func (m *mirror) applied(c route.Change) {
 		delete(m.dirty, c.Key)
 	case c.To == route.Ghost:
 		e.records[i].State, e.records[i].Until = route.Ghost, now.Add(c.GhostTTL)
+		m.news[c.Key] = true
 	}
 }
 
@@ -351,7 +363,7 @@ func (m *mirror) len() int {
 
 // doubt marks records as unsaved because the store may have lost them: those of
 // users that were used since then, all with a zero time. Of users that are not mine
-// only ghosts: these do no harm where their device is back.
+// only ghosts: these do no harm where their device is back. Copies may.
 func (m *mirror) doubt(since time.Time, mine func(route.UserKey) bool) {
 	now := time.Now()
 	m.mu.Lock()
@@ -363,8 +375,9 @@ func (m *mirror) doubt(since time.Time, mine func(route.UserKey) bool) {
 		}
 		own := mine(e.key)
 		for _, r := range e.records {
-			if r.State == route.Ghost && !r.Forgotten(now) || r.State != route.Ghost && own {
-				m.dirty[route.DeviceKey{UserKey: e.key, Device: r.Device}] = true
+			key := route.DeviceKey{UserKey: e.key, Device: r.Device}
+			if r.State == route.Ghost && !r.Forgotten(now) && (own || !m.copies[key]) || r.State != route.Ghost && own {
+				m.dirty[key] = true
 			}
 		}
 	}

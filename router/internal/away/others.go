@@ -86,6 +86,37 @@ func (s *Store) othersSay(routers []route.Router, req *routerv1.RecordsRequest, 
 	return all && said
 }
 
+// othersRemember adds to found what the other routers remember: of who is absent no
+// gateway knows, and his home may be so only now. It tells whether one of them reaches
+// the backend, so that nothing can be missing.
+func (s *Store) othersRemember(ctx context.Context, keys []route.UserKey, found [][]route.Record) (whole bool) {
+	ctx, enough := context.WithCancel(ctx)
+	defer enough()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, r := range s.others() {
+		wg.Go(func() {
+			got, err := s.memoryAsker(r).ask(ctx, keys)
+			if err != nil {
+				return // what it remembers is lost with it, or this is enough
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all := true
+			for i, k := range keys {
+				found[i] = join(found[i], got[k].records...)
+				all = all && got[k].whole
+			}
+			if all {
+				whole = true
+				enough()
+			}
+		})
+	}
+	wg.Wait()
+	return whole
+}
+
 // findPeer looks for another router that reaches the backend, and that renews this
 // one's lease then.
 func (s *Store) findPeer() {

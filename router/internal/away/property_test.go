@@ -50,6 +50,13 @@ func play(t *testing.T, seed uint64) {
 		}
 	}
 	var said []string
+	// anew is not for the first router, by which connect finds homes.
+	anew := func(m *member) {
+		m.kill()
+		pass(time.Duration(r.IntN(8000)) * time.Millisecond)
+		w.restart(m)
+		said = append(said, fmt.Sprintf("%s was started anew", m.opts.Self.ID))
+	}
 	for range steps {
 		d := all[r.IntN(len(all))]
 		switch dice := r.IntN(100); {
@@ -95,16 +102,20 @@ func play(t *testing.T, seed uint64) {
 			case kind == 1:
 				m.hole.Store(true)
 				said = append(said, fmt.Sprintf("%s gets no answers", m.opts.Self.ID))
-			case kind == 2 && m != w.routers[0]: // by which connect finds homes
-				m.kill()
-				pass(time.Duration(r.IntN(8000)) * time.Millisecond)
-				m = w.restart(m)
+			case kind == 2 && m != w.routers[0]:
+				anew(m)
 				pass(time.Duration(r.IntN(2)) * time.Second)
-				said = append(said, fmt.Sprintf("%s was started anew", m.opts.Self.ID))
 			}
-		case dice < 80:
+		case dice < 78:
 			said = append(said, "the backend is flushed")
 			w.flush()
+		case dice < 80:
+			if m := w.routers[r.IntN(len(w.routers))]; m != w.routers[0] {
+				w.down.Store(false)
+				pass(20 * time.Second) // one fault at a time
+				anew(m)
+				pass(5 * time.Second)
+			}
 		case dice < 85 && !cuts:
 			down := !w.down.Load()
 			said = append(said, fmt.Sprint("the backend is away: ", down))

@@ -59,7 +59,7 @@ func (s *Store) bound(key route.DeviceKey, loc route.Location, version uint8, ep
 		}
 	}
 	if s.mine(key.UserKey) {
-		s.mirror.put(key, route.Record{Device: key.Device, State: route.Live, Node: loc.Node, Session: loc.Session, Epoch: epoch, Version: version})
+		s.mirror.put(key, route.Record{Device: key.Device, State: route.Live, Node: loc.Node, Session: loc.Session, Epoch: epoch, Version: version}, prev)
 	}
 	return true
 }
@@ -360,37 +360,6 @@ func (s *Store) sources(ctx context.Context, keys []route.UserKey, found [][]rou
 		return fmt.Errorf("%w: %w", route.ErrUnavailable, errors.Join(errs...))
 	}
 	return nil
-}
-
-// othersRemember adds to found what the other routers remember: of who is absent no
-// gateway knows, and his home may be so only now. It tells whether one of them reaches
-// the backend, so that nothing can be missing.
-func (s *Store) othersRemember(ctx context.Context, keys []route.UserKey, found [][]route.Record) (whole bool) {
-	ctx, enough := context.WithCancel(ctx)
-	defer enough()
-	var mu sync.Mutex
-	var wg sync.WaitGroup
-	for _, r := range s.others() {
-		wg.Go(func() {
-			got, err := s.memoryAsker(r).ask(ctx, keys)
-			if err != nil {
-				return // what it remembers is lost with it, or this is enough
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			all := true
-			for i, k := range keys {
-				found[i] = join(found[i], got[k].records...)
-				all = all && got[k].whole
-			}
-			if all {
-				whole = true
-				enough()
-			}
-		})
-	}
-	wg.Wait()
-	return whole
 }
 
 // resolve brings all that is known of the user into the mirror, as far as it can be

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/route"
 )
 
@@ -115,16 +114,7 @@ func (s *Store) push(ctx context.Context, to route.Router, records []route.Resto
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	req := s.question()
-	users := map[route.UserKey]*routerv1.UserRecords{}
-	for _, r := range records {
-		u := users[r.Key.UserKey]
-		if u == nil {
-			u = toRecords(r.Key.UserKey, nil)
-			users[r.Key.UserKey] = u
-			req.Learn = append(req.Learn, u)
-		}
-		u.Records = append(u.Records, &routerv1.DeviceRecord{DeviceId: r.Key.Device, Record: r.Record.Text()})
-	}
+	req.Learn = toUsers(records)
 	res, err := s.cluster.Peer(to).Records(ctx, connect.NewRequest(req))
 	if err != nil || !res.Msg.GetLearned() {
 		s.peerDown(to)

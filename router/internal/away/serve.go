@@ -31,6 +31,9 @@ func (s *Store) ServeRecords(ctx context.Context, req *routerv1.RecordsRequest) 
 		s.heard(from)
 	}
 	if req.GetRemembered() {
+		if err := s.remember(req.GetLearn()); err != nil {
+			return nil, fault.Wrap(fault.Invalid, "learn", err)
+		}
 		return said(keys, s.memory(ctx, keys)), nil
 	}
 	if m := req.GetMarker(); m != "" && m != s.markerNow() && s.phase() == up {
@@ -76,15 +79,9 @@ func (s *Store) learn(ctx context.Context, users []*routerv1.UserRecords) (store
 	if len(users) == 0 {
 		return false, nil
 	}
-	var all []route.Restored
-	for _, u := range users {
-		key, records, err := fromRecords(u)
-		if err != nil {
-			return false, err
-		}
-		for _, r := range records {
-			all = append(all, route.Restored{Key: route.DeviceKey{UserKey: key, Device: r.Device}, Record: r})
-		}
+	all, err := fromUsers(users)
+	if err != nil {
+		return false, err
 	}
 	if s.phase() == up {
 		_, err := s.backend.Restore(ctx, all)
@@ -134,6 +131,9 @@ var errRemembered = fmt.Errorf("%w: that is only what is remembered", route.ErrU
 
 // memory is what this router remembers and the backend says, if that answers.
 func (s *Store) memory(ctx context.Context, keys []route.UserKey) []finding {
+	if len(keys) == 0 {
+		return nil
+	}
 	s.turn()
 	stored := make([][]route.Record, len(keys))
 	if s.phase() == up {

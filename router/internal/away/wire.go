@@ -49,6 +49,34 @@ func toRecords(key route.UserKey, records []route.Record) *routerv1.UserRecords 
 	return out
 }
 
+// toUsers is records of any users.
+func toUsers(records []route.Restored) (out []*routerv1.UserRecords) {
+	users := map[route.UserKey]*routerv1.UserRecords{}
+	for _, r := range records {
+		u := users[r.Key.UserKey]
+		if u == nil {
+			u = toRecords(r.Key.UserKey, nil)
+			users[r.Key.UserKey] = u
+			out = append(out, u)
+		}
+		u.Records = append(u.Records, &routerv1.DeviceRecord{DeviceId: r.Key.Device, Record: r.Record.Text()})
+	}
+	return out
+}
+
+func fromUsers(users []*routerv1.UserRecords) (out []route.Restored, err error) {
+	for _, u := range users {
+		key, records, err := fromRecords(u)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range records {
+			out = append(out, route.Restored{Key: route.DeviceKey{UserKey: key, Device: r.Device}, Record: r})
+		}
+	}
+	return out, nil
+}
+
 func fromRecords(u *routerv1.UserRecords) (route.UserKey, []route.Record, error) {
 	key := route.UserKey{Tenant: u.GetTenantId(), User: u.GetUserId()}
 	var out []route.Record
