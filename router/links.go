@@ -120,6 +120,9 @@ func (r *Router) notReady() []string {
 	if r.directory.Read().IsZero() {
 		return []string{"the route store has not been reached yet"}
 	}
+	if !r.announced.Load() {
+		return []string{"the other routers have not been told yet"}
+	}
 	return nil
 }
 

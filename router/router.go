@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -83,6 +84,9 @@ type Router struct {
 	dispatcher *dispatch.Dispatcher
 	reaper     *reaper.Reaper
 	internal   *rpc.Server
+
+	// announced: the other routers have heard that this one lives, or had time to.
+	announced atomic.Bool
 
 	mu       sync.Mutex
 	started  bool            // guarded by mu
@@ -233,7 +237,7 @@ func (r *Router) wire(ln net.Listener) {
 }
 
 // Start announces this router and begins to serve. It returns at once, or within
-// a second when the route store does not answer. Call it once.
+// two seconds when the route store and another router do not answer. Call it once.
 func (r *Router) Start(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -264,6 +268,9 @@ func (r *Router) Start(ctx context.Context) error {
 	// First of all: nobody comes to a router that is not in the directory.
 	r.teardown.Push("directory", stepBudget, r.leave)
 	r.internal.Start()
+	// Who stops as soon as this one is ready has to know to whom it hands on what it keeps.
+	r.away.AwaitHeard()
+	r.announced.Store(true)
 	r.tel.Log.InfoContext(ctx, "started", "internal_listen", r.InternalAddr(), "endpoint", r.self.Endpoint, "version", r.self.Version, "tenants", r.tenants.Len())
 	return nil
 }
@@ -277,6 +284,8 @@ func (r *Router) lapsed(taken bool) {
 // leave takes this router out of the directory, and tells the others: without the
 // store its lease has to run out by itself.
 func (r *Router) leave(ctx context.Context) error {
+	// Others that have only just registered, and have not been heard.
+	r.directory.Refresh(ctx)
 	r.store.leaving.Store(true)
 	r.buffer.Leave()
 	r.sayGoodbye(ctx)

@@ -324,6 +324,27 @@ func TestStopLetsMessagesFinish(t *testing.T) {
 	}
 }
 
+// What the one keeps is with the other one then: it is known as soon as it has started.
+func TestARouterStopsAsSoonAsAnotherHasStarted(t *testing.T) {
+	for range 2 {
+		redis, hooks := testkit.Redis(t), (&acme{}).serve(t)
+		r1 := startRouter(t, "r1", redis, hooks, nil)
+		g := startGateway(t, "g1", 1)
+		g.register(r1)
+		g.open(r1, 1, "ann")
+		if ack := g.publisher(r1).send(text("ann", "ben", "1", "kept")); ack.Status != messagev1.AckStatus_SENT || ack.OfflineBufferedUsers != 1 {
+			t.Fatalf("ack %v", ack)
+		}
+		r2 := startRouter(t, "r2", redis, hooks, nil)
+		if err := r1.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if r2.kept.Bytes() == 0 {
+			t.Error("it is lost")
+		}
+	}
+}
+
 func TestRunStopsWithItsContext(t *testing.T) {
 	cfg, err := LoadConfig([]string{"--internal-listen", "127.0.0.1:0"}, env(map[string]string{"REDIS__CONNECTION": Memory}))
 	if err != nil {

@@ -115,6 +115,7 @@ type Store struct {
 	last    members             // guarded by mu: the last full lists
 	drift   map[share]int       // guarded by mu: connections that were not counted
 	news    map[string]newcomer // guarded by mu: routers, by id, that the Directory may not list yet
+	said    chan struct{}       // guarded by mu: of the last Lapsed, closed when it has been heard
 	told    []route.Router      // guarded by mu: who has been told who is absent
 	started time.Time           // guarded by mu
 	closed  bool                // guarded by mu: no goroutine is started any more
@@ -201,7 +202,25 @@ func (s *Store) Start(c Cluster) {
 // as long as that is away, they would go on as if it were not. It does not block.
 func (s *Store) Lapsed() {
 	s.mirror.unsure()
-	s.spawn(func() { s.askOthers(s.cluster.Directory.Routers(), s.question(), nil) })
+	heard := make(chan struct{})
+	s.mu.Lock()
+	s.said = heard
+	s.mu.Unlock()
+	s.spawn(func() {
+		defer close(heard)
+		s.askOthers(s.cluster.Directory.Routers(), s.question(), nil)
+	})
+}
+
+// AwaitHeard waits until the other routers have heard what Lapsed told them last, a second
+// at most.
+func (s *Store) AwaitHeard() {
+	s.mu.Lock()
+	heard := s.said
+	s.mu.Unlock()
+	if heard != nil {
+		<-heard
+	}
 }
 
 // Stop ends the watch and waits for it. What is not saved by then the backend does

@@ -124,6 +124,9 @@ func (d *Directory) Stop(ctx context.Context) error {
 	return d.store.RemoveRouter(ctx, d.self.NodeRef)
 }
 
+// Refresh reads the picture afresh; it waits for the store, for a second at most.
+func (d *Directory) Refresh(ctx context.Context) { d.refresh(ctx) }
+
 // refresh renews this router's lease and reads the picture. When the store is
 // away the routers stay, for forgetting them would move every user, and gateways
 // live by what they say here.
