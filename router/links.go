@@ -126,6 +126,11 @@ func (r *Router) notReady() []string {
 	return nil
 }
 
+// surrender is peer.Options.Surrender.
+func (r *Router) surrender(ctx context.Context, key route.DeviceKey, lost route.Location) []*dispatch.Message {
+	return r.dispatcher.Surrender(ctx, key, func(at route.Location) bool { return at == lost || !r.directory.Alive(at.Node) })
+}
+
 // leasing is the route store as this router uses it: connection counts are kept
 // true, and from when it leaves the directory its lease is not renewed.
 type leasing struct {

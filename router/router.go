@@ -190,7 +190,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.buffer = peer.NewBuffer(peer.Options{
 		Directory: r.directory, Members: r.directory, Local: r.kept, Recall: remembered, Lookup: r.store.LookupFresh, Client: r.peer, TTL: r.offlineTTL,
 		Admitting: func(key route.UserKey) bool { return r.admitter.Admitting(key) },
-		Sents:     r.sents, Deliver: func(key route.DeviceKey, msgs []*dispatch.Message) { r.dispatcher.SendOlder(key, msgs) }, Hooks: r.peerHooks(),
+		Sents:     r.sents, Deliver: func(key route.DeviceKey, msgs []*dispatch.Message) { r.dispatcher.SendOlder(key, msgs) }, Surrender: r.surrender, Hooks: r.peerHooks(),
 	})
 	r.sents.OnSent(r.buffer.Sent)
 	remembered.OnEnded(r.buffer.Took)

@@ -105,7 +105,7 @@ type Dispatcher interface {
 // older than everything that is held for the device; recent is what its ended
 // sessions took.
 type Kept interface {
-	TakeFor(ctx context.Context, key route.DeviceKey) (front, rest []offline.Entry, recent recall.Keys, err error)
+	TakeFor(ctx context.Context, key route.DeviceKey, lost route.Location) (front, rest []offline.Entry, recent recall.Keys, err error)
 }
 
 // Options configure an Admitter; all are required.

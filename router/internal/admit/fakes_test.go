@@ -86,6 +86,7 @@ type node struct {
 	sent      []string                  // guarded by mu: by SendTo
 	lastID    uint64                    // guarded by mu
 	lost      func(route.Location) bool // guarded by mu: as Reclaim was told last
+	elsewhere route.Location            // guarded by mu: what others were asked to give for a lost session
 	leaving   atomic.Bool
 	changed   atomic.Bool
 }
@@ -169,7 +170,7 @@ func (c *cluster) router(id string) *node {
 	counted.Ended = Ended(c)
 	n.Admitter = New(Options{
 		Self: n.self, Directory: n, Homes: n, Routes: counted, Tenant: n.tenants.Get, Hooks: c, Dispatcher: n,
-		Kept: n.buffer, Stalled: func() bool { return c.stalled.Load() }, Recall: remembered, Buffer: n.buffer,
+		Kept: n, Stalled: func() bool { return c.stalled.Load() }, Recall: remembered, Buffer: n.buffer,
 		Peer:    func(to route.Router) routerv1connect.PeerServiceClient { return wire{to: c.named(to.ID)} },
 		Gateway: func(to route.Node) gatewayv1connect.GatewayServiceClient { return gatewayWire{c: c, node: to.NodeRef} },
 		Tokens:  keys, MaxMessageBytes: 100, Events: c, Stats: n.stats, Log: tel.Log, Tracer: tel.Tracer,
@@ -286,6 +287,14 @@ func (n *node) Reclaim(_ context.Context, key route.DeviceKey, lost func(route.L
 	n.lost = lost
 	reclaimed := n.reclaimed
 	return func() []*dispatch.Message { return reclaimed }, nil
+}
+
+// TakeFor is its buffer's.
+func (n *node) TakeFor(ctx context.Context, key route.DeviceKey, lost route.Location) (front, rest []offline.Entry, recent recall.Keys, err error) {
+	n.mu.Lock()
+	n.elsewhere = lost
+	n.mu.Unlock()
+	return n.buffer.TakeFor(ctx, key, lost)
 }
 
 // The hooks.

@@ -158,7 +158,7 @@ var errAbandoned = fault.New(fault.FailedPrecondition, "the gateway has given th
 // own backlog is newer than all that. It returns how many were in the buffer; not ok: the
 // admission has been taken back.
 func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (drained int, ok bool) {
-	window, seqs, opened := a.takeOver(ctx, o, prev, res)
+	window, seqs, opened, lost := a.takeOver(ctx, o, prev, res)
 	collect, err := a.opts.Dispatcher.Reclaim(ctx, o.key, func(at route.Location) bool {
 		return !a.opts.Directory.Alive(at.Node) || !opened && at == prev.Location()
 	})
@@ -166,7 +166,7 @@ func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, r
 		a.takeBack(ctx, o, res.Epoch, window)
 		return 0, false
 	}
-	front, rest, recent, err := a.opts.Kept.TakeFor(ctx, o.key)
+	front, rest, recent, err := a.opts.Kept.TakeFor(ctx, o.key, lost)
 	if err != nil {
 		a.takeBack(ctx, o, res.Epoch, window)
 		return 0, false
@@ -285,10 +285,11 @@ func (a *Admitter) giveBack(ctx context.Context, o opening) {
 // takeOver ends the session that this one replaces and returns what its device
 // has not got, with its seqs if this one goes on with it. Not opened: it is not known
 // to have got its backlog, and never will. One that has ended is asked, too, while the
-// gateway may not have been able to tell anybody what its device has got.
-func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (window []*dispatch.Message, seqs []uint64, opened bool) {
+// gateway may not have been able to tell anybody what its device has got. lost is the
+// session if other routers may hold messages for it that nobody else has.
+func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (window []*dispatch.Message, seqs []uint64, opened bool, lost route.Location) {
 	if prev == nil || prev.Location() == o.loc || prev.State == route.Ghost && !a.opts.Homes.Changed() {
-		return nil, nil, true
+		return nil, nil, true, lost
 	}
 	ask, patience := a.handover, handoverTimeout
 	if a.opts.Dispatcher.Owes(o.key, prev.Location()) {
@@ -303,10 +304,16 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 		// The routers' own copies of what it held stay until it confirms or is gone.
 		a.opts.Log.WarnContext(ctx, "handover_failed", telemetry.TenantID, o.key.Tenant, "gateway", prev.Node.ID, "err", err)
 	}
-	if got == nil || !got.Found && prev.State == route.Ghost {
-		return nil, nil, true
+	if got == nil {
+		return nil, nil, true, lost
 	}
 	opened = got.Found && got.Whole
+	if !opened {
+		lost = prev.Location()
+	}
+	if !got.Found && prev.State == route.Ghost {
+		return nil, nil, true, lost
+	}
 	if opened {
 		a.ledger.handedOver(prev.Location())
 	}
@@ -317,7 +324,7 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 			seqs = append(seqs, u.Seq)
 		}
 	}
-	return dispatch.Messages(got.Undelivered), seqs, opened
+	return dispatch.Messages(got.Undelivered), seqs, opened, lost
 }
 
 // handover asks the gateway of a session; nil without an error: it is dead.

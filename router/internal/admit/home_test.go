@@ -88,6 +88,9 @@ func TestASessionThatNeverHadItsBacklog(t *testing.T) {
 				if n.lost(at) != tc.lost || n.lost(route.Location{Node: g(1), Session: 4}) {
 					t.Errorf("its copies are taken back: %v", n.lost(at))
 				}
+				if (n.elsewhere == at) != tc.lost || !tc.lost && n.elsewhere != (route.Location{}) {
+					t.Errorf("other routers are asked for the copies of %v", n.elsewhere)
+				}
 			})
 		})
 	}
@@ -232,7 +235,15 @@ func TestASessionThatCouldTellNobodyItsEnd(t *testing.T) {
 			if len(res.RecentKeys) != keys {
 				t.Errorf("changed %v: %d bytes of keys", changed, len(res.RecentKeys))
 			}
+			// It may never have had its backlog: then other routers have copies.
+			clear(c.windows)
+			if _, err := c.store.Change(t.Context(), []route.Change{{Key: phone, Node: g(2), Session: 6, Epoch: res.Epoch, To: route.Ghost, GhostTTL: time.Hour}}); err != nil {
+				t.Fatal(err)
+			}
 			n.opens(1, 7, "ann", "phone")
+			if want := (route.Location{Node: g(2), Session: 6}); (n.elsewhere == want) != changed || n.lost(want) {
+				t.Errorf("changed %v: other routers are asked for the copies of %v", changed, n.elsewhere)
+			}
 		})
 	}
 }

@@ -220,6 +220,47 @@ func TestASessionThatNeverCameToBe(t *testing.T) {
 	})
 }
 
+// TestWhatIsSurrendered: another router lets the device in, after a session that never came
+// to be. What had been promised goes into the backlog there, and this one has nothing left.
+func TestWhatIsSurrendered(t *testing.T) {
+	for name, abandoned := range map[string]bool{"the session's end is known": true, "it is not": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld()
+				d := w.dispatcher()
+				defer d.Close()
+				w.bind("phone", node(1), 1)
+				send(d, "1", w.cached(), nil)
+				send(d, "2", w.cached(), nil)
+				time.Sleep(time.Second) // fake time
+				loc := route.Location{Node: node(1), Session: 1}
+				w.mu.Lock()
+				delete(w.sessions, loc)
+				w.blind = 1 << 20 // nobody knows where the device is
+				w.mu.Unlock()
+				if abandoned {
+					d.Abandon(loc)
+					time.Sleep(time.Second) // fake time
+				}
+				var got []string
+				for _, m := range d.Surrender(t.Context(), route.DeviceKey{UserKey: ann, Device: "phone"}, func(at route.Location) bool { return at == loc }) {
+					got = append(got, string(m.Bytes))
+				}
+				if !slices.Equal(got, []string{"1", "2"}) || d.HeldCopies() != 0 {
+					t.Errorf("gave up %q, holds %d", got, d.HeldCopies())
+				}
+				time.Sleep(10 * time.Second) // fake time
+				s := d.shard(ann)
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				if len(s.users) != 0 {
+					t.Errorf("left behind: %+v", s.users[ann])
+				}
+			})
+		})
+	}
+}
+
 // TestWhatADeviceIsOwed: what was kept for it and its session has not confirmed, however it
 // came there. What routers send live is in order by itself.
 func TestWhatADeviceIsOwed(t *testing.T) {

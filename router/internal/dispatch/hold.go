@@ -158,6 +158,21 @@ func (d *Dispatcher) Reclaim(ctx context.Context, key route.DeviceKey, lost func
 	return func() []*Message { return d.collect(f, key.Device, lost) }, nil
 }
 
+// Surrender is Reclaim and collect for another router, which lets the device in: there is
+// no gate here. It returns nothing when ctx ends first.
+func (d *Dispatcher) Surrender(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (msgs []*Message) {
+	if collect, err := d.Reclaim(ctx, key, lost); err == nil {
+		msgs = collect()
+	}
+	s := d.shard(key.UserKey)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.flow(key.UserKey)
+	d.settle(f)
+	d.forget(f)
+	return msgs
+}
+
 // collect takes the copies for a device out of a flow and of links.
 func (d *Dispatcher) collect(f *flow, device string, lost func(route.Location) bool) (msgs []*Message) {
 	s := d.shard(f.key)

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -100,7 +101,7 @@ func TestWhatADeviceTookHasTwoCopies(t *testing.T) {
 		}
 		w.kill(home)
 		time.Sleep(heal) // fake time
-		if _, _, k, err := backup.TakeFor(t.Context(), phone); err != nil || string(k.Keys) != "0123456789abcdef" {
+		if _, _, k, err := backup.TakeFor(t.Context(), phone, route.Location{}); err != nil || string(k.Keys) != "0123456789abcdef" {
 			t.Errorf("the next home knows %q, %v", k.Keys, err)
 		}
 	})
@@ -119,12 +120,59 @@ func TestStoredMeansTwoCopies(t *testing.T) {
 		if before == 0 || backup.local.Bytes() != 0 || home.local.Bytes() == 0 || home.CopiesBytes() != 0 || home.single.Load() != 0 {
 			t.Fatalf("%d bytes of copies, %d single", before, home.single.Load())
 		}
-		if _, rest, _, err := home.TakeFor(t.Context(), phone); err != nil || len(rest) != 2 {
+		if _, rest, _, err := home.TakeFor(t.Context(), phone, route.Location{}); err != nil || len(rest) != 2 {
 			t.Fatal(rest, err)
 		}
 		time.Sleep(linger + 2*sweepEvery) // fake time
 		if n := backup.CopiesBytes(); n != 0 || home.SyncQueue() != 0 {
 			t.Fatalf("%d bytes of copies of what was taken", n)
+		}
+	})
+}
+
+// TestWhatAnotherRouterHasPromised: it is on its way to nobody there, and goes into the
+// backlog in its time. It is that router's until the device has it.
+func TestWhatAnotherRouterHasPromised(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, 2, never)
+		defer w.close()
+		home := w.homeOf(phone.UserKey)
+		other := w.all[0]
+		if other == home {
+			other = w.all[1]
+		}
+		keep := func(text string, at int64) {
+			results := make(chan dispatch.BufferResult, 1)
+			home.Put(dispatch.BufferEntry{
+				Key: phone.UserKey, Devices: []string{"phone"}, Done: func(r dispatch.BufferResult) { results <- r },
+				Message: &dispatch.Message{Bytes: []byte(text), Key: dedup.Key{2, text[0]}, At: at},
+			})
+			<-results
+		}
+		keep("1", 10)
+		keep("4", 40)
+		keep("5", time.Now().UnixNano())
+		lost := route.Location{Node: gate, Session: 7}
+		other.opts.Surrender = func(_ context.Context, key route.DeviceKey, at route.Location) []*dispatch.Message {
+			if key != phone || at != lost {
+				t.Errorf("%v is to give up %v", key, at)
+			}
+			return []*dispatch.Message{{Bytes: []byte("2"), Key: dedup.Key{2, '2'}, At: 20}, {Bytes: []byte("3"), Key: dedup.Key{2, '3'}, At: 30}}
+		}
+		_, rest, _, err := home.TakeFor(t.Context(), phone, lost)
+		var got string
+		for _, e := range rest {
+			got += string(e.Bytes)
+		}
+		if err != nil || got != "12345" {
+			t.Errorf("took %q, %v", got, err)
+		}
+		if other.local.Bytes() == 0 {
+			t.Error("nobody has it if the home dies now")
+		}
+		time.Sleep(loan) // fake time
+		if n := other.local.Bytes() + home.local.Bytes(); n != 0 {
+			t.Errorf("%d bytes stay", n)
 		}
 	})
 }

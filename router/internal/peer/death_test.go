@@ -51,7 +51,7 @@ func TestAHomeThatDiesWithABacklogLosesNothing(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, rest, _, err := home.TakeFor(t.Context(), phone); err != nil || len(rest) != 1 {
+				if _, rest, _, err := home.TakeFor(t.Context(), phone, route.Location{}); err != nil || len(rest) != 1 {
 					t.Fatal(rest, err)
 				}
 				mute.Store(false)
@@ -61,7 +61,7 @@ func TestAHomeThatDiesWithABacklogLosesNothing(t *testing.T) {
 					t.Fatal(err)
 				}
 				time.Sleep(heal) // fake time
-				if _, rest, _, err := other.TakeFor(t.Context(), phone); err != nil || len(rest) != 1 {
+				if _, rest, _, err := other.TakeFor(t.Context(), phone, route.Location{}); err != nil || len(rest) != 1 {
 					t.Errorf("the next home has %d messages, %v", len(rest), err)
 				}
 			})
@@ -93,7 +93,7 @@ func TestADeviceThatConnectsAtTheOldHome(t *testing.T) {
 		if _, _, err := w.store.Bind(t.Context(), key, route.Location{Node: gate, Session: 1}, 2); err != nil {
 			t.Fatal(err)
 		}
-		if _, rest, _, err := old.TakeFor(t.Context(), key); err != nil || len(rest) != 0 {
+		if _, rest, _, err := old.TakeFor(t.Context(), key, route.Location{}); err != nil || len(rest) != 0 {
 			t.Fatal(rest, err)
 		}
 		if r := <-results; r != dispatch.Online {
@@ -120,7 +120,7 @@ func TestAHomeThatDiesAfterTheDeviceHasConfirmed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, rest, _, err := home.TakeFor(t.Context(), phone); err != nil || len(rest) != 1 {
+		if _, rest, _, err := home.TakeFor(t.Context(), phone, route.Location{}); err != nil || len(rest) != 1 {
 			t.Fatal(rest, err)
 		}
 		home.Settled(phone)
@@ -133,7 +133,7 @@ func TestAHomeThatDiesAfterTheDeviceHasConfirmed(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(heal) // fake time
-		if front, rest, _, err := other.TakeFor(t.Context(), phone); err != nil || len(front)+len(rest) != 0 {
+		if front, rest, _, err := other.TakeFor(t.Context(), phone, route.Location{}); err != nil || len(front)+len(rest) != 0 {
 			t.Errorf("the next home has %d messages, %v", len(front)+len(rest), err)
 		}
 	})

@@ -36,7 +36,7 @@ func (w wire2) Buffer(ctx context.Context, req *connect.Request[routerv1.BufferR
 }
 
 func (w wire2) Take(ctx context.Context, req *connect.Request[routerv1.TakeRequest]) (*connect.Response[routerv1.TakeResponse], error) {
-	res, err := call(ctx, w, "take", req.Msg, func(r *routerv1.TakeRequest) (*routerv1.TakeResponse, error) { return w.to.ServeTake(r), nil })
+	res, err := call(ctx, w, "take", req.Msg, func(r *routerv1.TakeRequest) (*routerv1.TakeResponse, error) { return w.to.ServeTake(ctx, r), nil })
 	return connect.NewResponse(res), err
 }
 

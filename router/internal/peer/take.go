@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
+	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/offline"
 	"github.com/mics-im/mics/router/internal/recall"
 	"github.com/mics-im/mics/router/internal/route"
@@ -36,10 +38,12 @@ const (
 // over the cluster; its route must be registered. front is what was handed back:
 // older than what gateways that died had accepted, which in turn is older than
 // rest. What other routers gave is theirs until the device has it: if this one
-// dies it is not lost. recent is what the device's ended sessions took.
+// dies it is not lost. recent is what the device's ended sessions took. lost is the session
+// before if its gateway does not know it, or if it never got its backlog, else zero: what
+// other routers hold for it is taken, too.
 //
 // An error is ctx's; nothing was taken then.
-func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest []offline.Entry, recent recall.Keys, err error) {
+func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey, lost route.Location) (front, rest []offline.Entry, recent recall.Keys, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, recall.Keys{}, err
 	}
@@ -52,11 +56,11 @@ func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey) (front, rest 
 			// Others first: what they move here meanwhile is in both then, and the
 			// order is known.
 			var silent []route.NodeRef
-			older, silent = b.ask(ctx, v.src, key, &recent)
+			older, silent = b.ask(ctx, v.src, key, lost, &recent)
 			if len(silent) > 0 {
 				// The others may have copies of what those had.
 				rest := slices.DeleteFunc(slices.Clone(v.src), func(r route.Router) bool { return slices.Contains(silent, r.NodeRef) })
-				more, _ := b.ask(ctx, rest, key, &recent)
+				more, _ := b.ask(ctx, rest, key, lost, &recent)
 				older = append(older, more...)
 				alive = func(r route.NodeRef) bool { return v.alive(r) && !slices.Contains(silent, r) }
 			}
@@ -116,10 +120,13 @@ func merge(older, local []offline.Held) (front, rest []offline.Entry) {
 // ask asks the other routers what they hold for the device, also of what those had
 // that are not among them, and tells who did not answer. What they know of the
 // device's earlier sessions is added to recent.
-func (b *Buffer) ask(ctx context.Context, routers []route.Router, key route.DeviceKey, recent *recall.Keys) (all []offline.Held, silent []route.NodeRef) {
+func (b *Buffer) ask(ctx context.Context, routers []route.Router, key route.DeviceKey, lost route.Location, recent *recall.Keys) (all []offline.Held, silent []route.NodeRef) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	req := &routerv1.TakeRequest{TenantId: key.Tenant, UserId: key.User, DeviceId: key.Device}
+	req := &routerv1.TakeRequest{
+		TenantId: key.Tenant, UserId: key.User, DeviceId: key.Device,
+		LostGateway: &gatewayv1.GatewayRef{NodeId: lost.Node.ID, Incarnation: lost.Node.Incarnation}, LostSession: lost.Session,
+	}
 	for _, r := range routers {
 		req.Routers = append(req.Routers, ref(r.NodeRef))
 	}
@@ -173,7 +180,7 @@ func (b *Buffer) taken(from route.Router, key route.DeviceKey, ids []uint64) {
 }
 
 // ServeTake serves another router's Take call.
-func (b *Buffer) ServeTake(req *routerv1.TakeRequest) *routerv1.TakeResponse {
+func (b *Buffer) ServeTake(ctx context.Context, req *routerv1.TakeRequest) *routerv1.TakeResponse {
 	key := route.DeviceKey{UserKey: route.UserKey{Tenant: req.TenantId, User: req.UserId}, Device: req.DeviceId}
 	res := &routerv1.TakeResponse{}
 	if len(req.Taken) > 0 {
@@ -189,6 +196,10 @@ func (b *Buffer) ServeTake(req *routerv1.TakeRequest) *routerv1.TakeResponse {
 			})
 		})
 	}
+	b.surrender(ctx, key, route.Location{
+		Node:    route.NodeRef{ID: req.GetLostGateway().GetNodeId(), Incarnation: req.GetLostGateway().GetIncarnation()},
+		Session: req.GetLostSession(),
+	})
 	recent := b.opts.Recall.Of(key)
 	res.RecentKeys, res.RecentAges = recent.Keys, recent.Ages
 	held := b.opts.Local.Lend(key, loan, maxLent)
@@ -197,6 +208,30 @@ func (b *Buffer) ServeTake(req *routerv1.TakeRequest) *routerv1.TakeResponse {
 		res.Entries = append(res.Entries, &routerv1.HeldEntry{Id: h.ID, Entry: wireEntry(key.UserKey, h.Entry)})
 	}
 	return res
+}
+
+// surrender puts into the buffer what is promised to a device that another router lets
+// in: from here it would come behind the backlog that is made there, with what was sent
+// later in it.
+func (b *Buffer) surrender(ctx context.Context, key route.DeviceKey, lost route.Location) {
+	if b.opts.Surrender == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout/2)
+	defer cancel()
+	msgs := b.opts.Surrender(ctx, key, lost)
+	for i, m := range msgs {
+		e := b.incoming(dispatch.BufferEntry{Key: key.UserKey, Devices: []string{key.Device}, Message: m, Front: m.First()})
+		e.Moved = true
+		if _, ok := b.opts.Local.Put(key.UserKey, e.Entry); !ok { // there is no room
+			b.opts.Deliver(key, msgs[i:])
+			break
+		}
+	}
+	if len(msgs) > 0 {
+		b.mark([]route.UserKey{key.UserKey}, nil)
+		kick(b.moveKick)
+	}
 }
 
 // inOrder makes the times of a user's entries rise in their order: elsewhere they

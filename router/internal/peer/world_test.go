@@ -314,7 +314,7 @@ func (w *world) connect(p *handset) {
 		w.t.Error(err)
 	}
 	w.pause(3)
-	front, rest, _, err := home.TakeFor(context.Background(), p.key)
+	front, rest, _, err := home.TakeFor(context.Background(), p.key, route.Location{})
 	if err != nil {
 		w.t.Error(err)
 	}

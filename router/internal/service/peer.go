@@ -12,7 +12,7 @@ import (
 // Copies are what this router keeps for other routers, and gives to them.
 type Copies interface {
 	ServeSync(req *routerv1.SyncRequest) (*routerv1.SyncResponse, error)
-	ServeTake(req *routerv1.TakeRequest) *routerv1.TakeResponse
+	ServeTake(ctx context.Context, req *routerv1.TakeRequest) *routerv1.TakeResponse
 }
 
 var errNoCopies = fault.New(fault.FailedPrecondition, "this router keeps no copies")
@@ -36,9 +36,9 @@ func (s *Service) Sync(_ context.Context, req *connect.Request[routerv1.SyncRequ
 }
 
 // Take implements PeerService.
-func (s *Service) Take(_ context.Context, req *connect.Request[routerv1.TakeRequest]) (*connect.Response[routerv1.TakeResponse], error) {
+func (s *Service) Take(ctx context.Context, req *connect.Request[routerv1.TakeRequest]) (*connect.Response[routerv1.TakeResponse], error) {
 	if s.opts.Copies == nil {
 		return nil, errNoCopies
 	}
-	return respond(s.opts.Copies.ServeTake(req.Msg), nil)
+	return respond(s.opts.Copies.ServeTake(ctx, req.Msg), nil)
 }

@@ -3125,7 +3125,11 @@ type TakeRequest struct {
 	// had are wanted too.
 	Routers []*RouterRef `protobuf:"bytes,4,rep,name=routers,proto3" json:"routers,omitempty"`
 	// Not a question: the device has these entries, they need not be kept for it.
-	Taken         []uint64 `protobuf:"varint,5,rep,packed,name=taken,proto3" json:"taken,omitempty"`
+	Taken []uint64 `protobuf:"varint,5,rep,packed,name=taken,proto3" json:"taken,omitempty"`
+	// A session of the device that its gateway does not know, or that never got its
+	// backlog: what the receiver holds for it is wanted too.
+	LostGateway   *v1.GatewayRef `protobuf:"bytes,6,opt,name=lost_gateway,json=lostGateway,proto3" json:"lost_gateway,omitempty"`
+	LostSession   uint64         `protobuf:"varint,7,opt,name=lost_session,json=lostSession,proto3" json:"lost_session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3193,6 +3197,20 @@ func (x *TakeRequest) GetTaken() []uint64 {
 		return x.Taken
 	}
 	return nil
+}
+
+func (x *TakeRequest) GetLostGateway() *v1.GatewayRef {
+	if x != nil {
+		return x.LostGateway
+	}
+	return nil
+}
+
+func (x *TakeRequest) GetLostSession() uint64 {
+	if x != nil {
+		return x.LostSession
+	}
+	return 0
 }
 
 type TakeResponse struct {
@@ -4196,13 +4214,15 @@ const file_mics_router_v1_router_proto_rawDesc = "" +
 	"\tHeldEntry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
 	"\x05entry\x18\x02 \x01(\v2\x1b.mics.router.v1.BufferEntryR\x05entry\x12\x14\n" +
-	"\x05taken\x18\x03 \x01(\bR\x05taken\"\xab\x01\n" +
+	"\x05taken\x18\x03 \x01(\bR\x05taken\"\x8e\x02\n" +
 	"\vTakeRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
 	"\tdevice_id\x18\x03 \x01(\tR\bdeviceId\x123\n" +
 	"\arouters\x18\x04 \x03(\v2\x19.mics.router.v1.RouterRefR\arouters\x12\x14\n" +
-	"\x05taken\x18\x05 \x03(\x04R\x05taken\"\x85\x01\n" +
+	"\x05taken\x18\x05 \x03(\x04R\x05taken\x12>\n" +
+	"\flost_gateway\x18\x06 \x01(\v2\x1b.mics.gateway.v1.GatewayRefR\vlostGateway\x12!\n" +
+	"\flost_session\x18\a \x01(\x04R\vlostSession\"\x85\x01\n" +
 	"\fTakeResponse\x123\n" +
 	"\aentries\x18\x01 \x03(\v2\x19.mics.router.v1.HeldEntryR\aentries\x12\x1f\n" +
 	"\vrecent_keys\x18\x02 \x01(\fR\n" +
@@ -4401,54 +4421,55 @@ var file_mics_router_v1_router_proto_depIdxs = []int32{
 	1,  // 37: mics.router.v1.BufferResponse.results:type_name -> mics.router.v1.BufferResponse.Result
 	41, // 38: mics.router.v1.HeldEntry.entry:type_name -> mics.router.v1.BufferEntry
 	34, // 39: mics.router.v1.TakeRequest.routers:type_name -> mics.router.v1.RouterRef
-	43, // 40: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
-	34, // 41: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
-	48, // 42: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
-	49, // 43: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
-	47, // 44: mics.router.v1.SyncRequest.took:type_name -> mics.router.v1.SyncTook
-	43, // 45: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
-	2,  // 46: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
-	60, // 47: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
-	52, // 48: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
-	53, // 49: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
-	52, // 50: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
-	3,  // 51: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
-	5,  // 52: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
-	8,  // 53: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
-	11, // 54: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
-	15, // 55: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
-	19, // 56: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
-	22, // 57: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
-	24, // 58: mics.router.v1.RouterService.Signals:input_type -> mics.router.v1.SignalsRequest
-	27, // 59: mics.router.v1.RouterService.ListDLQ:input_type -> mics.router.v1.ListDLQRequest
-	31, // 60: mics.router.v1.RouterService.RedriveDLQ:input_type -> mics.router.v1.RedriveDLQRequest
-	35, // 61: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
-	40, // 62: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
-	44, // 63: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
-	46, // 64: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
-	51, // 65: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
-	36, // 66: mics.router.v1.PeerService.Leave:input_type -> mics.router.v1.LeaveRequest
-	4,  // 67: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
-	6,  // 68: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
-	10, // 69: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
-	13, // 70: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
-	17, // 71: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
-	21, // 72: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
-	23, // 73: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
-	25, // 74: mics.router.v1.RouterService.Signals:output_type -> mics.router.v1.SignalsResponse
-	29, // 75: mics.router.v1.RouterService.ListDLQ:output_type -> mics.router.v1.ListDLQResponse
-	32, // 76: mics.router.v1.RouterService.RedriveDLQ:output_type -> mics.router.v1.RedriveDLQResponse
-	39, // 77: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
-	42, // 78: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
-	45, // 79: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
-	50, // 80: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
-	54, // 81: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
-	37, // 82: mics.router.v1.PeerService.Leave:output_type -> mics.router.v1.LeaveResponse
-	67, // [67:83] is the sub-list for method output_type
-	51, // [51:67] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	56, // 40: mics.router.v1.TakeRequest.lost_gateway:type_name -> mics.gateway.v1.GatewayRef
+	43, // 41: mics.router.v1.TakeResponse.entries:type_name -> mics.router.v1.HeldEntry
+	34, // 42: mics.router.v1.SyncRequest.from:type_name -> mics.router.v1.RouterRef
+	48, // 43: mics.router.v1.SyncRequest.users:type_name -> mics.router.v1.SyncUser
+	49, // 44: mics.router.v1.SyncRequest.sents:type_name -> mics.router.v1.SyncSent
+	47, // 45: mics.router.v1.SyncRequest.took:type_name -> mics.router.v1.SyncTook
+	43, // 46: mics.router.v1.SyncUser.entries:type_name -> mics.router.v1.HeldEntry
+	2,  // 47: mics.router.v1.RecordsRequest.from:type_name -> mics.router.v1.RouterInfo
+	60, // 48: mics.router.v1.RecordsRequest.users:type_name -> mics.gateway.v1.UserRef
+	52, // 49: mics.router.v1.RecordsRequest.learn:type_name -> mics.router.v1.UserRecords
+	53, // 50: mics.router.v1.UserRecords.records:type_name -> mics.router.v1.DeviceRecord
+	52, // 51: mics.router.v1.RecordsResponse.users:type_name -> mics.router.v1.UserRecords
+	3,  // 52: mics.router.v1.RouterService.Register:input_type -> mics.router.v1.RegisterRequest
+	5,  // 53: mics.router.v1.RouterService.OpenSession:input_type -> mics.router.v1.OpenSessionRequest
+	8,  // 54: mics.router.v1.RouterService.CloseSessions:input_type -> mics.router.v1.CloseSessionsRequest
+	11, // 55: mics.router.v1.RouterService.Publish:input_type -> mics.router.v1.PublishRequest
+	15, // 56: mics.router.v1.RouterService.Hold:input_type -> mics.router.v1.HoldRequest
+	19, // 57: mics.router.v1.RouterService.PrepareMigration:input_type -> mics.router.v1.PrepareMigrationRequest
+	22, // 58: mics.router.v1.RouterService.Directory:input_type -> mics.router.v1.DirectoryRequest
+	24, // 59: mics.router.v1.RouterService.Signals:input_type -> mics.router.v1.SignalsRequest
+	27, // 60: mics.router.v1.RouterService.ListDLQ:input_type -> mics.router.v1.ListDLQRequest
+	31, // 61: mics.router.v1.RouterService.RedriveDLQ:input_type -> mics.router.v1.RedriveDLQRequest
+	35, // 62: mics.router.v1.PeerService.Admit:input_type -> mics.router.v1.AdmitRequest
+	40, // 63: mics.router.v1.PeerService.Buffer:input_type -> mics.router.v1.BufferRequest
+	44, // 64: mics.router.v1.PeerService.Take:input_type -> mics.router.v1.TakeRequest
+	46, // 65: mics.router.v1.PeerService.Sync:input_type -> mics.router.v1.SyncRequest
+	51, // 66: mics.router.v1.PeerService.Records:input_type -> mics.router.v1.RecordsRequest
+	36, // 67: mics.router.v1.PeerService.Leave:input_type -> mics.router.v1.LeaveRequest
+	4,  // 68: mics.router.v1.RouterService.Register:output_type -> mics.router.v1.RegisterResponse
+	6,  // 69: mics.router.v1.RouterService.OpenSession:output_type -> mics.router.v1.OpenSessionResponse
+	10, // 70: mics.router.v1.RouterService.CloseSessions:output_type -> mics.router.v1.CloseSessionsResponse
+	13, // 71: mics.router.v1.RouterService.Publish:output_type -> mics.router.v1.PublishResponse
+	17, // 72: mics.router.v1.RouterService.Hold:output_type -> mics.router.v1.HoldResponse
+	21, // 73: mics.router.v1.RouterService.PrepareMigration:output_type -> mics.router.v1.PrepareMigrationResponse
+	23, // 74: mics.router.v1.RouterService.Directory:output_type -> mics.router.v1.DirectoryResponse
+	25, // 75: mics.router.v1.RouterService.Signals:output_type -> mics.router.v1.SignalsResponse
+	29, // 76: mics.router.v1.RouterService.ListDLQ:output_type -> mics.router.v1.ListDLQResponse
+	32, // 77: mics.router.v1.RouterService.RedriveDLQ:output_type -> mics.router.v1.RedriveDLQResponse
+	39, // 78: mics.router.v1.PeerService.Admit:output_type -> mics.router.v1.AdmitResponse
+	42, // 79: mics.router.v1.PeerService.Buffer:output_type -> mics.router.v1.BufferResponse
+	45, // 80: mics.router.v1.PeerService.Take:output_type -> mics.router.v1.TakeResponse
+	50, // 81: mics.router.v1.PeerService.Sync:output_type -> mics.router.v1.SyncResponse
+	54, // 82: mics.router.v1.PeerService.Records:output_type -> mics.router.v1.RecordsResponse
+	37, // 83: mics.router.v1.PeerService.Leave:output_type -> mics.router.v1.LeaveResponse
+	68, // [68:84] is the sub-list for method output_type
+	52, // [52:68] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_mics_router_v1_router_proto_init() }
