@@ -115,6 +115,9 @@ func (b *Buffer) OnChange(f func(route.UserKey)) { b.changed, b.copied = f, true
 // from now on: homes have changed. It counts as moved.
 func (b *Buffer) Begin() { b.tenure.Store(time.Now().UnixNano()) }
 
+// Began is when Begin was called last, Unix time in nanoseconds.
+func (b *Buffer) Began() int64 { return b.tenure.Load() }
+
 // Put keeps the entry and returns its id, for TakeBack. ok is false when it
 // was not kept. A repeat of what is there is kept once, under its first id and
 // in the older of the two places.

@@ -151,20 +151,22 @@ func TestWhatAnotherRouterHasPromised(t *testing.T) {
 		}
 		keep("1", 10)
 		keep("4", 40)
-		keep("5", time.Now().UnixNano())
+		now := time.Now().UnixNano() // the homes have changed before it
+		keep("5", now)
+		keep("7", now+2)
 		lost := route.Location{Node: gate, Session: 7}
 		other.opts.Surrender = func(_ context.Context, key route.DeviceKey, at route.Location) []*dispatch.Message {
 			if key != phone || at != lost {
 				t.Errorf("%v is to give up %v", key, at)
 			}
-			return []*dispatch.Message{{Bytes: []byte("2"), Key: dedup.Key{2, '2'}, At: 20}, {Bytes: []byte("3"), Key: dedup.Key{2, '3'}, At: 30}}
+			return []*dispatch.Message{{Bytes: []byte("2"), Key: dedup.Key{2, '2'}, At: 20}, {Bytes: []byte("3"), Key: dedup.Key{2, '3'}, At: 30}, {Bytes: []byte("6"), Key: dedup.Key{2, '6'}, At: now + 1}}
 		}
 		_, rest, _, err := home.TakeFor(t.Context(), phone, lost)
 		var got string
 		for _, e := range rest {
 			got += string(e.Bytes)
 		}
-		if err != nil || got != "12345" {
+		if err != nil || got != "1234567" {
 			t.Errorf("took %q, %v", got, err)
 		}
 		if other.local.Bytes() == 0 {

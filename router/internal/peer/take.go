@@ -69,18 +69,19 @@ func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey, lost route.Lo
 	}
 	b.amu.Lock()
 	defer b.amu.Unlock()
-	front, rest = merge(older, b.opts.Local.TakeHeld(key))
+	front, rest = merge(older, b.opts.Local.TakeHeld(key), b.opts.Local.Began())
 	return front, rest, recent.Join(b.opts.Recall.Of(key)), nil
 }
 
-// merge puts what other routers had before what was kept here, in the order of
-// offline.Buffer, each message once.
-func merge(older, local []offline.Held) (front, rest []offline.Entry) {
+// merge puts what other routers had together with what was kept here, in the order of
+// offline.Buffer.Put, each message once: theirs is older, but for what the cluster took
+// after homes had changed last, at began.
+func merge(older, local []offline.Held, began int64) (front, rest []offline.Entry) {
 	part := func(h offline.Held, elsewhere bool) int {
 		switch {
 		case h.Front:
 			return 0
-		case h.Moved || elsewhere:
+		case elsewhere && h.At <= began, !elsewhere && h.Moved:
 			return 1
 		default:
 			return 2
@@ -98,10 +99,7 @@ func merge(older, local []offline.Held) (front, rest []offline.Entry) {
 		all = append(all, placed{part(h, false), h})
 	}
 	slices.SortStableFunc(all, func(a, b placed) int {
-		if a.part != b.part || a.part == 2 {
-			return cmp.Compare(a.part, b.part)
-		}
-		return cmp.Compare(a.At, b.At)
+		return cmp.Or(cmp.Compare(a.part, b.part), cmp.Compare(a.At, b.At))
 	})
 	seen := make(map[[16]byte]bool, len(all))
 	for _, p := range all {
