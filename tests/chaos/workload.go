@@ -238,6 +238,15 @@ func (p *phone) Connected(node string) {
 	p.w.history.Add(history.Event{Kind: history.Connect, Device: p.id, Conn: p.conn, Node: node, Start: p.start})
 }
 
+// Moved implements harness.MoveObserver.
+func (p *phone) Moved(node string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn != 0 {
+		p.w.history.Add(history.Event{Kind: history.Move, Device: p.id, Conn: p.conn, Node: node})
+	}
+}
+
 // Disconnected implements harness.Observer.
 func (p *phone) Disconnected(code int, reason string) {
 	p.mu.Lock()

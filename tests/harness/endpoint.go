@@ -46,6 +46,10 @@ type Observer interface {
 	Ended(error)
 }
 
+// MoveObserver is told by an SDK client that it has moved to another gateway without a
+// break, before what it receives there.
+type MoveObserver interface{ Moved(node string) }
+
 // Endpoint is a client program of one device.
 type Endpoint interface {
 	// Submit hands a message over without waiting for more than room; answered
@@ -96,8 +100,9 @@ type sdk struct {
 	// mu orders what the observer is told: the SDK has one goroutine for states
 	// and one for deliveries.
 	mu     sync.Mutex
-	linked bool // guarded by mu
-	closed bool // guarded by mu
+	linked bool   // guarded by mu
+	node   string // guarded by mu: the last that the observer was told
+	closed bool   // guarded by mu
 }
 
 // DialSDK starts a client on the Go SDK; it connects in the background.
@@ -126,7 +131,7 @@ func (s *sdk) state(st mics.State) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if st.Phase == mics.Connected {
-		s.linked = true
+		s.linked, s.node = true, st.Node
 		s.d.Observer.Connected(st.Node)
 		return
 	}
@@ -151,8 +156,13 @@ func (s *sdk) state(st mics.State) {
 }
 
 func (s *sdk) deliver(d *mics.Delivery) {
+	st := s.client.State()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if o, ok := s.d.Observer.(MoveObserver); ok && s.linked && st.Phase == mics.Connected && st.Node != s.node {
+		s.node = st.Node
+		o.Moved(st.Node)
+	}
 	s.d.Observer.Delivered(Incoming{
 		ID: d.ID, From: d.From, FromDevice: d.FromDevice, To: d.To, Group: d.Group, Body: d.Body, Unmoderated: d.Unmoderated,
 	})

@@ -111,9 +111,27 @@ type device struct {
 
 type connection struct {
 	node       string
+	places     []place       // all, in order
 	start      int           // of the program that made it
 	began, end time.Duration // end < 0: still there
 	code       int
+}
+
+// place is where a connection was from then on.
+type place struct {
+	node string
+	at   time.Duration
+}
+
+// was tells whether the connection may have been there at that moment, or had been within
+// the time in which a gateway may not have told yet what it has written.
+func (c *connection) was(node string, at time.Duration) bool {
+	for i, p := range c.places {
+		if p.node == node && p.at <= at && (i+1 == len(c.places) || c.places[i+1].at > at-unconfirmed) {
+			return true
+		}
+	}
+	return false
 }
 
 // sight is one delivery.
@@ -166,11 +184,16 @@ func (c *checker) event(e Event) {
 	case Connect:
 		c.report.Connects++
 		d.conn = e.Conn
-		d.conns = append(d.conns, connection{node: e.Node, start: e.Start, began: e.At, end: -1})
+		d.conns = append(d.conns, connection{node: e.Node, places: []place{{e.Node, e.At}}, start: e.Start, began: e.At, end: -1})
 		if d.first < 0 {
 			d.first = e.At
 		} else {
 			c.report.LongestGap = max(c.report.LongestGap, e.At-d.lost)
+		}
+	case Move:
+		if n := len(d.conns); n > 0 {
+			d.conns[n-1].places = append(d.conns[n-1].places, place{e.Node, e.At})
+			d.conns[n-1].node = e.Node
 		}
 	case Disconnect:
 		d.conn, d.lost = 0, e.At
@@ -275,7 +298,7 @@ func (c *checker) repeat(d *device, s sight) {
 	if first.conn > 0 && first.conn < s.conn && (d.v1 || d.conns[first.conn-1].start != d.conns[s.conn-1].start) {
 		on := d.conns[first.conn-1]
 		for _, k := range c.kills {
-			if k.Node != on.node || k.At > s.at || k.At < first.at-unconfirmed || k.At > first.at+unconfirmed {
+			if !on.was(k.Node, first.at) || k.At > s.at || k.At < first.at-unconfirmed || k.At > first.at+unconfirmed {
 				continue
 			}
 			if k.Reason == Killed {

@@ -75,6 +75,24 @@ func TestCheck(t *testing.T) {
 	killed := func(tp *tape, node string) {
 		tp.add(Event{Kind: Fault, Node: node, Reason: Killed})
 	}
+	later := func(tp *tape) { // than what a gateway may not have told
+		for range int(unconfirmed/time.Millisecond) + 1 {
+			tp.add(Event{Kind: Heal})
+		}
+	}
+	// moved sees m3 at gw2, to which its connection has moved, and again after a kill.
+	moved := func(tp *tape, node string) {
+		tp.add(Event{Kind: Move, Device: bob2, Conn: 1, Node: "gw2"})
+		later(tp)
+		tp.send(ann, 1, "m3", "bob")
+		tp.deliver(bob, "m3")
+		tp.deliver(bob2, "m3")
+		tp.answer(ann, 1, "m3", Sent)
+		killed(tp, node)
+		tp.drop(bob2, 1006)
+		tp.add(Event{Kind: Connect, Device: bob2, Conn: 2, Node: "gw3", Start: 1})
+		tp.deliver(bob2, "m3")
+	}
 	for name, c := range map[string]struct {
 		plant func(*tape)
 		want  []Rule
@@ -115,14 +133,14 @@ func TestCheck(t *testing.T) {
 			tp.deliver(bob2, "m1")
 		}, []Rule{Repeated}},
 		"repeat of what was seen long before a kill": {func(tp *tape) {
-			for range int(unconfirmed/time.Millisecond) + 1 {
-				tp.add(Event{Kind: Heal})
-			}
+			later(tp)
 			killed(tp, "gw1")
 			tp.drop(bob, 1006)
 			tp.connect(bob, 2, "gw2")
 			tp.deliver(bob, "m1")
 		}, []Rule{Repeated}},
+		"repeat after the gateway was killed to which it had moved":   {func(tp *tape) { moved(tp, "gw2") }, nil},
+		"repeat after the gateway was killed that it had left before": {func(tp *tape) { moved(tp, "gw1") }, []Rule{Repeated}},
 		"repeat at a V1 client after another gateway was killed": {func(tp *tape) {
 			killed(tp, "gw2")
 			tp.drop(bob, 1006)

@@ -27,6 +27,8 @@ const (
 	Join Kind = "join"
 	// Connect: the device holds a connection (Conn, at Node).
 	Connect Kind = "connect"
+	// Move: it is at another Node from now on, as the device's program sees it.
+	Move Kind = "move"
 	// Disconnect: it ended, with Code (1006: without a close frame).
 	Disconnect Kind = "disconnect"
 	// Gone: the device's program ended by itself, Reason says why; it should not.
