@@ -140,7 +140,7 @@ func (s *Store) remember(users []*routerv1.UserRecords) error {
 // held.
 func (m *mirror) follows(key route.DeviceKey, prev *route.Record) {
 	if prev != nil && prev.State == route.Ghost {
-		m.news[key] = true
+		m.toTell[key] = true
 	}
 }
 
@@ -187,7 +187,7 @@ func (m *mirror) tellAgain(keys []route.DeviceKey) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, k := range keys {
-		m.news[k] = true
+		m.toTell[k] = true
 	}
 }
 
@@ -197,11 +197,11 @@ func (m *mirror) untold(limit int) (out []route.Restored) {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for key := range m.news {
+	for key := range m.toTell {
 		if len(out) >= limit {
 			break
 		}
-		delete(m.news, key)
+		delete(m.toTell, key)
 		e := m.users[key.UserKey]
 		if e == nil {
 			continue

@@ -103,27 +103,27 @@ type Store struct {
 	// up: nothing stays unsaved.
 	gate sync.RWMutex
 
-	mu      sync.Mutex
-	marker  string              // guarded by mu: the name of the backend's content
-	whole   bool                // guarded by mu: the backend said that nothing is missing in it
-	sure    uint64              // guarded by mu: the set of routers with which this one's users were all in it
-	reached bool                // guarded by mu: the backend has answered once
-	outage  outage              // guarded by mu
-	heal    recovery            // guarded by mu
-	calm    orderly             // guarded by mu
-	partial time.Time           // guarded by mu: until then leases may be missing in the backend
-	last    members             // guarded by mu: the last full lists
-	drift   map[share]int       // guarded by mu: connections that were not counted
-	news    map[string]newcomer // guarded by mu: routers, by id, that the Directory may not list yet
-	said    chan struct{}       // guarded by mu: of the last Lapsed, closed when it has been heard
-	told    []route.Router      // guarded by mu: who has been told who is absent
-	started time.Time           // guarded by mu
-	closed  bool                // guarded by mu: no goroutine is started any more
-	suspect bool                // guarded by mu: a call was given up before the backend had its time
-	wg      sync.WaitGroup      // added to under mu while not closed
-	ctx     context.Context     // ends with Stop
-	cancel  context.CancelFunc
-	kick    chan struct{} // capacity 1: the loop should look at once
+	mu        sync.Mutex
+	marker    string              // guarded by mu: the name of the backend's content
+	whole     bool                // guarded by mu: the backend said that nothing is missing in it
+	sure      uint64              // guarded by mu: the set of routers with which this one's users were all in it
+	reached   bool                // guarded by mu: the backend has answered once
+	outage    outage              // guarded by mu
+	heal      recovery            // guarded by mu
+	calm      orderly             // guarded by mu
+	partial   time.Time           // guarded by mu: until then leases may be missing in the backend
+	last      members             // guarded by mu: the last full lists
+	drift     map[share]int       // guarded by mu: connections that were not counted
+	newcomers map[string]newcomer // guarded by mu: routers, by id, that the Directory may not list yet
+	announced chan struct{}       // guarded by mu: of the last Lapsed, closed when it has been heard
+	told      []route.Router      // guarded by mu: who has been told who is absent
+	started   time.Time           // guarded by mu
+	closed    bool                // guarded by mu: no goroutine is started any more
+	suspect   bool                // guarded by mu: a call was given up before the backend had its time
+	wg        sync.WaitGroup      // added to under mu while not closed
+	ctx       context.Context     // ends with Stop
+	cancel    context.CancelFunc
+	kick      chan struct{} // capacity 1: the loop should look at once
 
 	outages, rebuilt, lookups, unenforced, overflow *telemetry.Counter
 }
@@ -166,7 +166,7 @@ func New(o Options) *Store {
 		o.MaxUsers = defaultMaxUsers
 	}
 	t := o.Telemetry
-	s := &Store{backend: o.Store, opts: o, log: t.Log, drift: map[share]int{}, news: map[string]newcomer{}, kick: make(chan struct{}, 1), marks: newFlights(), saves: newFlights(), search: newFlights(), absent: newFlights()}
+	s := &Store{backend: o.Store, opts: o, log: t.Log, drift: map[share]int{}, newcomers: map[string]newcomer{}, kick: make(chan struct{}, 1), marks: newFlights(), saves: newFlights(), search: newFlights(), absent: newFlights()}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.begin()
 	s.outages = t.Counter("mics_redis_outages_total", "Times that the route store was lost.")
@@ -204,7 +204,7 @@ func (s *Store) Lapsed() {
 	s.mirror.unsure()
 	heard := make(chan struct{})
 	s.mu.Lock()
-	s.said = heard
+	s.announced = heard
 	s.mu.Unlock()
 	s.spawn(func() {
 		defer close(heard)
@@ -216,7 +216,7 @@ func (s *Store) Lapsed() {
 // at most.
 func (s *Store) AwaitHeard() {
 	s.mu.Lock()
-	heard := s.said
+	heard := s.announced
 	s.mu.Unlock()
 	if heard != nil {
 		<-heard

@@ -17,11 +17,11 @@ type mirror struct {
 	max       int
 	forgotten *telemetry.Counter // unsaved records that had to go
 
-	mu    sync.Mutex
-	users map[route.UserKey]*entry // guarded by mu
-	order *list.List               // guarded by mu: of *entry, the one used last in front
-	dirty map[route.DeviceKey]bool // guarded by mu: not in the store, or not certainly
-	news  map[route.DeviceKey]bool // guarded by mu: what other routers remember of these may be wrong
+	mu     sync.Mutex
+	users  map[route.UserKey]*entry // guarded by mu
+	order  *list.List               // guarded by mu: of *entry, the one used last in front
+	dirty  map[route.DeviceKey]bool // guarded by mu: not in the store, or not certainly
+	toTell map[route.DeviceKey]bool // guarded by mu: what other routers remember of these may be wrong
 	// copies are ghosts that another router, the home, has told of. Guarded by mu.
 	copies map[route.DeviceKey]bool
 	ring   uint64 // guarded by mu: which set of routers the entries are right for
@@ -42,7 +42,7 @@ type entry struct {
 func newMirror(max int, forgotten *telemetry.Counter) *mirror {
 	return &mirror{
 		max: max, forgotten: forgotten,
-		users: map[route.UserKey]*entry{}, order: list.New(), dirty: map[route.DeviceKey]bool{}, news: map[route.DeviceKey]bool{}, copies: map[route.DeviceKey]bool{},
+		users: map[route.UserKey]*entry{}, order: list.New(), dirty: map[route.DeviceKey]bool{}, toTell: map[route.DeviceKey]bool{}, copies: map[route.DeviceKey]bool{},
 	}
 }
 
@@ -252,7 +252,7 @@ func (m *mirror) change(c route.Change) (route.Record, bool) {
 		m.set(e, r)
 		m.dirty[c.Key] = true
 		if r.State == route.Ghost {
-			m.news[c.Key] = true
+			m.toTell[c.Key] = true
 		}
 	}
 	return r, ok
@@ -273,7 +273,7 @@ func (m *mirror) applied(c route.Change) {
 	if !known {
 		if r, ok := changed(nil, c, now); ok && c.To == route.Ghost && c.GhostTTL > 0 {
 			m.set(m.get(c.Key.UserKey), r)
-			m.news[c.Key] = true
+			m.toTell[c.Key] = true
 		}
 		return
 	}
@@ -289,7 +289,7 @@ func (m *mirror) applied(c route.Change) {
 		delete(m.dirty, c.Key)
 	case c.To == route.Ghost:
 		e.records[i].State, e.records[i].Until = route.Ghost, now.Add(c.GhostTTL)
-		m.news[c.Key] = true
+		m.toTell[c.Key] = true
 	}
 }
 

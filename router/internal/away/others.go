@@ -22,11 +22,11 @@ func (s *Store) others() []route.Router {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id, n := range s.news {
+	for id, n := range s.newcomers {
 		i := slices.IndexFunc(out, func(r route.Router) bool { return r.ID == id })
 		switch {
 		case now.Sub(n.at) >= s.opts.Lease || i >= 0 && out[i].Incarnation >= n.Incarnation:
-			delete(s.news, id)
+			delete(s.newcomers, id)
 		case i >= 0:
 			out[i] = n.Router
 		default:
@@ -46,8 +46,8 @@ type newcomer struct {
 func (s *Store) heard(r route.Router) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.ID != s.opts.Self.ID && r.Incarnation >= s.news[r.ID].Incarnation {
-		s.news[r.ID] = newcomer{r, time.Now()}
+	if r.ID != s.opts.Self.ID && r.Incarnation >= s.newcomers[r.ID].Incarnation {
+		s.newcomers[r.ID] = newcomer{r, time.Now()}
 	}
 }
 

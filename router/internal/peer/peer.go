@@ -94,9 +94,9 @@ type Options struct {
 	// buffer. Messages of one user come in order. It must not block. Nil: they
 	// stay until the device connects again.
 	Deliver func(route.DeviceKey, []*dispatch.Message)
-	// Surrender returns what has been promised to a device, is not in the buffer, and
-	// is on its way to nobody: what was for this session of it, which is lost, too. Nil:
-	// there is no such thing.
+	// Surrender returns what has been promised to a device, is not in the buffer, and is
+	// on its way to no session that lives, and forgets it; lost is a session that does not.
+	// Nil: there is nothing else than the buffer.
 	Surrender func(ctx context.Context, key route.DeviceKey, lost route.Location) []*dispatch.Message
 	Hooks     Hooks
 }
