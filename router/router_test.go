@@ -336,6 +336,9 @@ func TestARouterStopsAsSoonAsAnotherHasStarted(t *testing.T) {
 			t.Fatalf("ack %v", ack)
 		}
 		r2 := startRouter(t, "r2", redis, hooks, nil)
+		if all := r1.directory.Routers(); len(all) != 2 {
+			t.Errorf("the other one has started, and is not known: %v", all)
+		}
 		if err := r1.Stop(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -20,16 +20,18 @@ import (
 // tellEvery is how long only the home may know who has left.
 const tellEvery = 250 * time.Millisecond
 
-// pair is the user's home among these routers and the next one.
-func pair(routers []route.Router, key route.UserKey) []route.Router {
-	var out []route.Router
-	home, backup := ring.Pair(names(routers), ring.Hash(key.Tenant, key.User))
-	for _, i := range []int{home, backup} {
-		if i >= 0 {
-			out = append(out, routers[i])
+// pairs returns a user's home among these routers and the next one.
+func pairs(routers []route.Router) func(route.UserKey) []route.Router {
+	all := names(routers)
+	return func(key route.UserKey) (out []route.Router) {
+		home, backup := ring.Pair(all, ring.Hash(key.Tenant, key.User))
+		for _, i := range []int{home, backup} {
+			if i >= 0 {
+				out = append(out, routers[i])
+			}
 		}
+		return out
 	}
-	return out
 }
 
 func holds(routers []route.Router, n route.NodeRef) bool {
@@ -60,11 +62,11 @@ func (s *Store) inherit(now []route.Router) {
 	if slices.EqualFunc(before, now, func(a, b route.Router) bool { return a.NodeRef == b.NodeRef }) {
 		return
 	}
-	self := s.opts.Self.NodeRef
+	self, old, present := s.opts.Self.NodeRef, pairs(before), pairs(now)
 	s.mirror.tellAgain(slices.DeleteFunc(s.mirror.absent(), func(k route.DeviceKey) bool {
-		was := pair(before, k.UserKey)
+		was := old(k.UserKey)
 		news := func(r route.Router) bool { return r.NodeRef != self && !holds(was, r.NodeRef) }
-		return !holds(was, self) || !slices.ContainsFunc(pair(now, k.UserKey), news)
+		return !holds(was, self) || !slices.ContainsFunc(present(k.UserKey), news)
 	}))
 }
 
@@ -78,9 +80,10 @@ func (s *Store) tell(ctx context.Context) {
 			return
 		}
 		routers := s.cluster.Directory.Routers()
+		pair := pairs(routers)
 		by := map[route.NodeRef][]route.Restored{}
 		for _, r := range untold {
-			for _, to := range pair(routers, r.Key.UserKey) {
+			for _, to := range pair(r.Key.UserKey) {
 				by[to.NodeRef] = append(by[to.NodeRef], r)
 			}
 		}

@@ -3,7 +3,6 @@ package away
 import (
 	"context"
 	"errors"
-	"slices"
 	"sync"
 	"time"
 
@@ -105,9 +104,7 @@ func (s *Store) lookAgain() {
 	s.gateways.keep(func(ref route.NodeRef) bool { _, ok := d.Gateway(ref); return ok })
 	routers := s.others()
 	for _, a := range []*askers{&s.homes, &s.memories} {
-		a.keep(func(ref route.NodeRef) bool {
-			return slices.ContainsFunc(routers, func(r route.Router) bool { return r.NodeRef == ref })
-		})
+		a.keep(func(ref route.NodeRef) bool { return holds(routers, ref) })
 	}
 }
 

@@ -49,15 +49,21 @@ func TestAHomeThatDiesBeforeItHasRebuilt(t *testing.T) {
 	}
 }
 
+// bereft is a world in which a device's home has been dead for a while.
+func bereft(t *testing.T, routers int) (w *world, dead *member, k route.DeviceKey) {
+	w = newWorld(t, routers, 2)
+	dead = w.routers[1]
+	k = w.homedAt(dead)
+	dead.kill()
+	pass(10 * time.Second)
+	return w, dead, k
+}
+
 // TestWhoLeftAFewMomentsAfterTheHomeChanged: his home had not seen him come, and the one
 // before did not see him leave.
 func TestWhoLeftAFewMomentsAfterTheHomeChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 2, 2)
-		first := w.routers[1]
-		k := w.homedAt(first)
-		w.routers[1].kill()
-		pass(10 * time.Second)
+		w, first, k := bereft(t, 2)
 		at, epoch, _ := w.connect(k, w.gateways[0])
 		w.restart(first)
 		pass(10 * time.Second)
@@ -74,11 +80,7 @@ func TestWhoLeftAFewMomentsAfterTheHomeChanged(t *testing.T) {
 // has to say that it remembers him as soon as the store has not.
 func TestWhoLeftBeforeTheHomeChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 3, 2)
-		first := w.routers[1]
-		k := w.homedAt(first)
-		first.kill()
-		pass(10 * time.Second)
+		w, first, k := bereft(t, 3)
 		at, epoch, _ := w.connect(k, w.gateways[0])
 		w.connect(key(k.User, "stays"), w.gateways[1])
 		w.leave(k, at, epoch)
@@ -151,11 +153,8 @@ func TestWhoHasJustLeftWhenHisGatewayIsAsked(t *testing.T) {
 // the store since.
 func TestARouterThatStartsJustBeforeAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 2, 2)
-		first, other := w.routers[1], w.routers[0]
-		k := w.homedAt(first)
-		first.kill()
-		pass(10 * time.Second)
+		w, first, k := bereft(t, 2)
+		other := w.routers[0]
 		at, epoch, _ := w.connect(k, w.gateways[0])
 		first = w.restart(first)
 		synctest.Wait()
@@ -189,6 +188,9 @@ func TestARouterThatStartsJustBeforeAnotherLosesTheStore(t *testing.T) {
 		other.hole.Store(true)
 		first = w.restart(first)
 		pass(100 * time.Millisecond)
+		if o := other.others(); len(o) != 1 || o[0].NodeRef != first.opts.Self.NodeRef || len(other.dir.Routers()) != 1 {
+			t.Errorf("it asks %v, and lists %v", o, other.dir.Routers())
+		}
 		w.at(at.Node).drop(at.Session)
 		first.ends(k, at, epoch)
 		other.finds(k, route.Ghost)
@@ -199,20 +201,16 @@ func TestARouterThatStartsJustBeforeAnotherLosesTheStore(t *testing.T) {
 	})
 }
 
-// TestWhoLeftBeforeTheHomeChangedInAnOutage: the home that is has never heard of him, and
-// there is no store to ask.
+// TestWhoLeftBeforeTheHomeChangedInAnOutage: the home that is has not been told of him yet,
+// and there is no store to ask.
 func TestWhoLeftBeforeTheHomeChangedInAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 2, 2)
-		first := w.routers[1]
-		k := w.homedAt(first)
-		first.kill()
-		pass(10 * time.Second)
+		w, first, k := bereft(t, 2)
 		at, epoch, _ := w.connect(k, w.gateways[0])
 		w.connect(key(k.User, "stays"), w.gateways[1])
 		w.leave(k, at, epoch)
+		pass(tellEvery / 2) // nobody tells anybody anything just now
 		first = w.restart(first)
-		pass(2 * time.Second)
 		w.down.Store(true)
 		first.finds(k, route.Ghost)
 		pass(time.Second)

@@ -34,7 +34,7 @@ func (s *Store) ServeRecords(ctx context.Context, req *routerv1.RecordsRequest) 
 		if err := s.remember(req.GetLearn()); err != nil {
 			return nil, fault.Wrap(fault.Invalid, "learn", err)
 		}
-		return said(keys, s.memory(ctx, keys)), nil
+		return &routerv1.RecordsResponse{Users: answers(keys, s.memory(ctx, keys))}, nil
 	}
 	if m := req.GetMarker(); m != "" && m != s.markerNow() && s.phase() == up {
 		s.verify()
@@ -54,7 +54,7 @@ func (s *Store) ServeRecords(ctx context.Context, req *routerv1.RecordsRequest) 
 	if s.cluster.Directory != nil && from.ID != "" {
 		s.cluster.Directory.Hear(ctx, from)
 	}
-	res.Users = said(keys, s.known(ctx, keys)).Users
+	res.Users = answers(keys, s.known(ctx, keys))
 	if req.GetSave() {
 		res.Saved = s.phase() != away && s.write() && s.markerNow() == req.GetMarker()
 	}
@@ -62,15 +62,14 @@ func (s *Store) ServeRecords(ctx context.Context, req *routerv1.RecordsRequest) 
 	return res, nil
 }
 
-// said is an answer about users.
-func said(keys []route.UserKey, found []finding) *routerv1.RecordsResponse {
-	res := &routerv1.RecordsResponse{}
+// answers puts what was found on the wire.
+func answers(keys []route.UserKey, found []finding) (out []*routerv1.UserRecords) {
 	for i, f := range found {
 		u := toRecords(keys[i], f.records)
 		u.Uncertain = f.err != nil
-		res.Users = append(res.Users, u)
+		out = append(out, u)
 	}
-	return res
+	return out
 }
 
 // learn takes what another router could not store, and tells whether it is in the

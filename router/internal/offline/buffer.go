@@ -115,8 +115,13 @@ func (b *Buffer) OnChange(f func(route.UserKey)) { b.changed, b.copied = f, true
 // from now on: homes have changed. It counts as moved.
 func (b *Buffer) Begin() { b.tenure.Store(time.Now().UnixNano()) }
 
-// Began is when Begin was called last, Unix time in nanoseconds.
-func (b *Buffer) Began() int64 { return b.tenure.Load() }
+// Since tells whether what the cluster took at that time, Unix time in nanoseconds, came
+// after Begin: kept elsewhere, by a router that did not know of the change, it is no older
+// than the rest.
+func (b *Buffer) Since(at int64) bool {
+	tenure := b.tenure.Load()
+	return tenure > 0 && at > tenure
+}
 
 // Put keeps the entry and returns its id, for TakeBack. ok is false when it
 // was not kept. A repeat of what is there is kept once, under its first id and
@@ -151,13 +156,11 @@ func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
 		s.users[key] = u
 	}
 	b.expire(key, u, now)
-	switch tenure := b.tenure.Load(); {
+	switch {
 	case k.at == 0:
 		k.at = max(now.UnixNano(), s.clock+1)
 		s.clock = k.at
-	case k.part == moved && tenure > 0 && k.at > tenure:
-		// Kept elsewhere while this router was the home already, by one that could not
-		// reach it: no older than the rest.
+	case k.part == moved && b.Since(k.at):
 		k.part = normal
 		s.clock = max(s.clock, k.at)
 	}

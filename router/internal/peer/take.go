@@ -69,19 +69,19 @@ func (b *Buffer) TakeFor(ctx context.Context, key route.DeviceKey, lost route.Lo
 	}
 	b.amu.Lock()
 	defer b.amu.Unlock()
-	front, rest = merge(older, b.opts.Local.TakeHeld(key), b.opts.Local.Began())
+	front, rest = merge(older, b.opts.Local.TakeHeld(key), b.opts.Local.Since)
 	return front, rest, recent.Join(b.opts.Recall.Of(key)), nil
 }
 
 // merge puts what other routers had together with what was kept here, in the order of
 // offline.Buffer.Put, each message once: theirs is older, but for what the cluster took
-// after homes had changed last, at began.
-func merge(older, local []offline.Held, began int64) (front, rest []offline.Entry) {
+// since homes have changed last.
+func merge(older, local []offline.Held, since func(at int64) bool) (front, rest []offline.Entry) {
 	part := func(h offline.Held, elsewhere bool) int {
 		switch {
 		case h.Front:
 			return 0
-		case elsewhere && h.At <= began, !elsewhere && h.Moved:
+		case elsewhere && !since(h.At), !elsewhere && h.Moved:
 			return 1
 		default:
 			return 2

@@ -110,7 +110,6 @@ type device struct {
 }
 
 type connection struct {
-	node       string
 	places     []place       // all, in order
 	start      int           // of the program that made it
 	began, end time.Duration // end < 0: still there
@@ -184,7 +183,7 @@ func (c *checker) event(e Event) {
 	case Connect:
 		c.report.Connects++
 		d.conn = e.Conn
-		d.conns = append(d.conns, connection{node: e.Node, places: []place{{e.Node, e.At}}, start: e.Start, began: e.At, end: -1})
+		d.conns = append(d.conns, connection{places: []place{{e.Node, e.At}}, start: e.Start, began: e.At, end: -1})
 		if d.first < 0 {
 			d.first = e.At
 		} else {
@@ -193,7 +192,6 @@ func (c *checker) event(e Event) {
 	case Move:
 		if n := len(d.conns); n > 0 {
 			d.conns[n-1].places = append(d.conns[n-1].places, place{e.Node, e.At})
-			d.conns[n-1].node = e.Node
 		}
 	case Disconnect:
 		d.conn, d.lost = 0, e.At
@@ -312,7 +310,7 @@ func (c *checker) repeat(d *device, s sight) {
 	where := "on one connection"
 	if first.conn > 0 && first.conn != s.conn {
 		on := d.conns[first.conn-1]
-		where = fmt.Sprintf("on connections %d (to %s, ended with %d) and %d", first.conn, on.node, on.code, s.conn)
+		where = fmt.Sprintf("on connections %d (to %s, ended with %d) and %d", first.conn, on.places[len(on.places)-1].node, on.code, s.conn)
 	}
 	c.broken(Repeated, s.at, d.id, s.msg.key, "seen at %.3fs already, %s", first.at.Seconds(), where)
 }
