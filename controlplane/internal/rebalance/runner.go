@@ -209,8 +209,14 @@ func (r *Runner) tick(ctx context.Context, snap *fleet.Snapshot) {
 	next := r.advance(ctx, op, snap)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.tenure == nil || r.op.ID != next.ID || !r.op.Ended.IsZero() {
-		return // cancelled meanwhile
+	if r.tenure == nil || r.op.ID != next.ID {
+		return
+	}
+	if !r.op.Ended.IsZero() {
+		// Cancelled meanwhile: a gateway may have heard of that before it was asked for
+		// the first time, and have begun after it.
+		r.cancel(ctx, snap, op)
+		return
 	}
 	if err := r.save(ctx, next); err != nil {
 		r.log.Warn("rebalance_not_saved", "error", err.Error())
