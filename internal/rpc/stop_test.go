@@ -84,21 +84,22 @@ func TestStopTellsWhoIsLate(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	hello(conns[0])
-	if _, err := io.ReadFull(conns[0], make([]byte, len(settings))); err != nil {
-		t.Fatal(err) // the server knows it
+	late, first := conns[0], conns[1]
+	hello(first)
+	if _, err := io.ReadFull(first, make([]byte, len(settings))); err != nil {
+		t.Fatal(err) // the server knows it, and whoever came before it
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	stopped := make(chan error, 1)
 	go func() { stopped <- srv.Stop(ctx) }()
 	// The first one is told, and closed after that.
-	if _, err := io.Copy(io.Discard, conns[0]); err != nil {
+	if _, err := io.Copy(io.Discard, first); err != nil {
 		t.Fatal(err)
 	}
-	hello(conns[1])
+	hello(late)
 	var wg sync.WaitGroup
-	wg.Go(func() { answerPings(conns[1]) })
+	wg.Go(func() { answerPings(late) })
 	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
