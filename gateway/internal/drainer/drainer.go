@@ -60,7 +60,7 @@ type Drainer struct {
 	shed   *shed         // the last one; nil: none
 	ending bool          // the gateway ends
 	closed bool          // it has
-	undone []string      // operations that Undrain has ended, oldest first
+	undone []string      // operations that Undrain has ended or forestalled, oldest first
 }
 
 // operation is a drain under way, or one that is over and keeps the gateway empty.
@@ -161,6 +161,7 @@ func (d *Drainer) Undrain(id string) (*gatewayv1.DrainProgress, error) {
 	case d.ending || d.closed:
 		return nil, errEnding()
 	case d.op == nil:
+		d.remember(id) // its request may come yet
 		return nil, nil
 	case id != "" && id != d.op.run.id:
 		return nil, fault.New(fault.FailedPrecondition, "another operation drains the gateway: "+d.op.run.id)
@@ -169,13 +170,22 @@ func (d *Drainer) Undrain(id string) (*gatewayv1.DrainProgress, error) {
 	op.stop(errUndrained)
 	<-op.done // what waits for routers has been cut short
 	d.op, d.begun = nil, make(chan struct{})
-	if d.undone = append(d.undone, op.run.id); len(d.undone) > maxUndone {
-		d.undone = d.undone[1:]
-	}
+	d.remember(op.run.id)
 	d.o.OnPhase(gatewayv1.Phase_PHASE_SERVING)
 	p := op.run.Progress()
 	d.o.Log.Info("undrained", "operation", op.run.id, "left", p.GetLeft(), "moved", p.GetMoved(), "closed", p.GetClosed())
 	return p, nil
+}
+
+// remember keeps that an operation, if there is one, does not begin any more. d.mu
+// is held.
+func (d *Drainer) remember(undone string) {
+	if undone == "" || slices.Contains(d.undone, undone) {
+		return
+	}
+	if d.undone = append(d.undone, undone); len(d.undone) > maxUndone {
+		d.undone = d.undone[1:]
+	}
 }
 
 // End says that the gateway ends: a drain can still begin, and none be undone.

@@ -225,6 +225,14 @@ func TestUndrain(t *testing.T) {
 		if p, err := d.Undrain(""); p != nil || err != nil {
 			t.Errorf("nothing to undo: %v, %v", p, err)
 		}
+		overtaken := order(20, time.Minute)
+		overtaken.OperationId = "op0"
+		if p, err := d.Undrain("op0"); p != nil || err != nil {
+			t.Errorf("not begun yet: %v, %v", p, err)
+		}
+		if _, err := d.Drain(overtaken); fault.KindOf(err) != fault.FailedPrecondition || !strings.Contains(err.Error(), "undone") {
+			t.Errorf("it comes after its end: %v", err)
+		}
 		d.drains(order(20, time.Minute))
 		d.after(2 * time.Second)
 		if _, err := d.Undrain("another"); fault.KindOf(err) != fault.FailedPrecondition {
