@@ -236,9 +236,10 @@ func (c *Client) Err() error {
 // has received, and waits for its goroutines and for OnDelivery to finish, at
 // most until ctx ends or for five seconds. What arrives before the gateway's
 // answer is handed over on a connection of version 1; since version 2 the
-// cluster keeps it for the device's next session. Messages still unanswered end
-// with ErrClosed. It returns an error if it had to cut that short. Closing twice
-// is harmless.
+// cluster keeps it for the device's next session. If the cluster is just moving
+// the client it waits for that, at most two seconds, because acknowledgements count
+// on the new connection. Messages still unanswered end with ErrClosed. It returns
+// an error if it had to cut that short. Closing twice is harmless.
 func (c *Client) Close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, closeBudget)
 	defer cancel()

@@ -140,6 +140,7 @@ func (l *link) begin(resume *resumption, lastSeq uint64, v2 bool) {
 	if s := l.ack.GetHeartbeatTimeoutSeconds(); s > 0 {
 		l.heartbeat = time.Duration(s) * time.Second
 	}
+	l.opened = time.Now()
 	l.done = make(chan struct{})
 	l.ackWake = make(chan struct{}, 1)
 	l.migrate = make(chan *messagev1.Migrate, 1)

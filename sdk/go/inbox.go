@@ -51,15 +51,19 @@ func (in *inbox) take(ctx context.Context, l *link, d *messagev1.MessageDelivery
 	case <-cut:
 		return
 	}
-	if in.current.Load() != l.session || l.v2 && in.live.Err() != nil {
+	if in.current.Load() != l.session {
 		return
 	}
-	in.deliveries.Add(1)
 	seq := uint64(0)
 	if l.v2 {
 		seq = d.GetSeq()
 	}
-	if seq > 0 && seq <= l.session.last.Load() {
+	repeated := seq > 0 && seq <= l.session.last.Load()
+	if l.v2 && in.live.Err() != nil && !repeated {
+		return
+	}
+	in.deliveries.Add(1)
+	if repeated {
 		in.repeats.Add(1)
 		l.saw(seq)
 		return

@@ -31,6 +31,9 @@ const (
 	// many or so long (CONTRACT section 1.4).
 	ackEvery = 32
 	ackDelay = time.Second
+	// repeatsTime is how long after it was opened Close waits for a connection to bring
+	// again what the application has from the one before it.
+	repeatsTime = time.Second
 )
 
 // link is one acknowledged connection. From start on, a reading and a writing
@@ -44,6 +47,7 @@ type link struct {
 	at        string        // URL without parameters
 
 	v2      bool // what follows is of V2 connections
+	opened  time.Time
 	session *session
 	resumed bool
 	migrate chan *messagev1.Migrate // capacity 1, newest wins; written by the reader
@@ -223,11 +227,32 @@ func (c *Client) write(ctx context.Context, l *link) {
 func (c *Client) farewell(ctx context.Context, l *link) error {
 	if l.v2 {
 		c.in.seal()
+		l.catchUp(ctx)
 		if err := l.writeAck(ctx); err != nil {
 			return err
 		}
 	}
 	return l.tap.sendClose(uint16(websocket.StatusNormalClosure))
+}
+
+// catchUp waits for what the application has from the connection before this one: an
+// ack can name it when this one has brought it again, and what is not acknowledged
+// is kept for the device's next session.
+func (l *link) catchUp(ctx context.Context) {
+	late := time.After(time.Until(l.opened.Add(repeatsTime)))
+	for {
+		l.owing.Store(false) // before seen is read: what is seen later wakes
+		if max(l.seen.Load(), l.acked.Load()) >= l.session.last.Load() {
+			return
+		}
+		select {
+		case <-l.ackWake:
+		case <-late:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // writeMessages writes what the outbox holds for this connection.

@@ -21,6 +21,8 @@ const (
 	// targetShare of the time to move is for the URL that the cluster names; then it
 	// is the usual ones' turn.
 	targetShare = 3
+	// closeMoveTime is how long Close waits for a second connection that is being opened.
+	closeMoveTime = 2 * time.Second
 	// maxMoveTime keeps a mistaken deadline from overflowing.
 	maxMoveTime = time.Hour
 )
@@ -180,10 +182,13 @@ func (c *Client) move(ctx context.Context, l *link, m *messagev1.Migrate, at int
 		if target != nil {
 			patience = min(patience, within/targetShare) // then there is time for another
 		}
-		// Not ctx: an attempt that is under way may have been admitted already.
-		dctx, cancel := context.WithTimeout(c.live, patience)
+		// Not ctx: an attempt that is under way may have been admitted already. Then
+		// acknowledgements count over the new connection only, also those of Close.
+		dctx, cancel := context.WithTimeout(c.hard, patience)
+		closing := context.AfterFunc(c.live, func() { time.AfterFunc(closeMoveTime, cancel) })
 		// The resume token stands for the authentication, so the token is not renewed.
 		next, err := open(dctx, &c.opts, u, l.token, resume)
+		closing()
 		cancel()
 		if err == nil {
 			r.link, r.err = next, nil
