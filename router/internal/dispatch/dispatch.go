@@ -77,8 +77,7 @@ const (
 	Stored BufferResult = iota
 	// Online: a device of the entry is live; nothing was kept.
 	Online
-	// NotKept: the tenant or a bound does not allow it, or the home is out of
-	// reach.
+	// NotKept: the tenant or a bound does not allow it.
 	NotKept
 )
 

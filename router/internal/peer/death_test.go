@@ -2,6 +2,7 @@ package peer
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -166,4 +167,36 @@ func TestWhatIsTakenOverGoesByTheHome(t *testing.T) {
 			t.Errorf("the other one has brought %d, the home %d and keeps %d bytes", n, m, home.local.Bytes())
 		}
 	})
+}
+
+// TestAHomeThatIsThereAndDoesNotAnswer: a router that dies as soon as it has come back
+// is in everybody's picture all the time. What is for its users is kept elsewhere.
+func TestAHomeThatIsThereAndDoesNotAnswer(t *testing.T) {
+	for name, answer := range map[string]bool{"it takes nothing": false, "it takes it and says nothing": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var well atomic.Bool
+				w := newWorld(t, 1, 2, func(_ *world, call string) bool { return !well.Load() && (call == "buffer" || !answer) })
+				defer w.close()
+				p := w.phones()[0]
+				home := w.homeOf(p.key.UserKey)
+				other := w.all[0]
+				if other == home {
+					other = w.all[1]
+				}
+				results := make(chan dispatch.BufferResult, 1)
+				other.Put(dispatch.BufferEntry{Key: p.key.UserKey, Message: &dispatch.Message{Bytes: []byte("hello")}, Done: func(r dispatch.BufferResult) { results <- r }})
+				if r := <-results; r != dispatch.Stored {
+					t.Fatalf("result %v", r)
+				}
+				well.Store(true)
+				time.Sleep(heal) // fake time
+				w.connect(p)
+				time.Sleep(heal) // fake time
+				if !slices.Equal(p.got, []string{"hello"}) || other.local.Bytes() != 0 {
+					t.Errorf("got %q; %d bytes are still where they were kept", p.got, other.local.Bytes())
+				}
+			})
+		})
+	}
 }

@@ -33,8 +33,12 @@ const (
 	// connected at the old one has registered by then, and any other asks here.
 	settleFor = time.Second
 	// putFor is how long a home is asked again that is out of reach, or no home;
-	// insistAfter is when a router keeps it nevertheless.
+	// insistAfter is when a router that is reached keeps it nevertheless. After putFor
+	// it is kept where it is, and that has hereFor: a home that dies and comes back
+	// again and again, or whose answer was lost, may have it already, so that it must
+	// not be said to have failed.
 	putFor      = 5 * time.Second
+	hereFor     = time.Second
 	putPause    = 100 * time.Millisecond
 	insistAfter = 2 * time.Second
 	// putTimeout bounds one call to a home, which may hold it for holdFor.
@@ -91,9 +95,7 @@ func (b *Buffer) put(entries []dispatch.BufferEntry) {
 			return
 		}
 		if time.Since(start) >= putFor {
-			for _, e := range again {
-				e.Done(dispatch.NotKept)
-			}
+			b.putHere(again, hereFor)
 			return
 		}
 		time.Sleep(putPause)
@@ -114,24 +116,31 @@ func (b *Buffer) run(entries []dispatch.BufferEntry) int {
 	return n
 }
 
+// putHere has entries kept here, whoever their home is.
+func (b *Buffer) putHere(entries []dispatch.BufferEntry, within time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	in := make([]incoming, len(entries))
+	for i, e := range entries {
+		in[i] = b.incoming(e)
+	}
+	for i, r := range b.keep(ctx, in) {
+		entries[i].Done(r)
+	}
+}
+
 // try asks the home of the first entry, and returns what has to be asked again.
 func (b *Buffer) try(entries []dispatch.BufferEntry, insist bool) (again []dispatch.BufferEntry) {
 	if len(entries) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), putTimeout)
-	defer cancel()
 	home, self := b.home(entries[0].Key)
 	if self {
-		in := make([]incoming, len(entries))
-		for i, e := range entries {
-			in[i] = b.incoming(e)
-		}
-		for i, r := range b.keep(ctx, in) {
-			entries[i].Done(r)
-		}
+		b.putHere(entries, putTimeout)
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), putTimeout)
+	defer cancel()
 	req := &routerv1.BufferRequest{Insist: insist}
 	for _, e := range entries {
 		req.Entries = append(req.Entries, wireEntry(e.Key, b.incoming(e).Entry))

@@ -150,9 +150,9 @@ func TestADeviceThatCameMeanwhileIsNotStranded(t *testing.T) {
 	}
 }
 
-func TestAHomeOutOfReachKeepsNothing(t *testing.T) {
+func TestNoRoomWhereTheHomeIsOutOfReach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPair()
+		p := newPair() // away has room for nothing
 		defer p.away.Close()
 		defer p.home.Close()
 		p.fail = true

@@ -81,9 +81,12 @@ func (w *world) event() {
 	w.mu.Lock()
 	n := len(w.members)
 	w.mu.Unlock()
-	switch what := w.random(6); {
+	switch what := w.random(7); {
+	case what == 6:
+		w.forget(w.someone(), time.Second, w.restart)
+		time.Sleep(heal) // fake time
 	case what < 2 && n > 2 || n > 5:
-		w.forget(w.someone(), time.Second)
+		w.forget(w.someone(), time.Second, w.kill)
 		time.Sleep(heal) // fake time
 	case what < 3 && n > 2:
 		w.shut(w.someone())
@@ -97,13 +100,13 @@ func (w *world) event() {
 	}
 }
 
-// forget kills a router. What was SENT there in the last moment has not been
+// forget has a router die. What was SENT there in the last moment has not been
 // passed on: a repeat of it is not recognised.
-func (w *world) forget(m *member, moment time.Duration) {
+func (w *world) forget(m *member, moment time.Duration, die func(*member)) {
 	w.mu.Lock()
 	m.done = slices.DeleteFunc(m.done, func(f finished) bool { return time.Since(f.at) < moment })
 	w.mu.Unlock()
-	w.kill(m)
+	die(m)
 }
 
 // sender sends one message after the other.

@@ -123,7 +123,23 @@ func (w *world) close() {
 // join adds a router.
 func (w *world) join() *member {
 	w.mu.Lock()
-	m := &member{w: w, self: route.Router{NodeRef: route.NodeRef{ID: fmt.Sprint("r", len(w.all)), Incarnation: 1}}}
+	id := fmt.Sprint("r", len(w.all))
+	w.mu.Unlock()
+	return w.start(route.NodeRef{ID: id, Incarnation: 1})
+}
+
+// restart kills a router that comes back at once, before anybody has missed it.
+func (w *world) restart(m *member) {
+	m.frozen.Store(true)
+	m.dead.Store(true)
+	w.pause(1000)
+	w.drop(m)
+	w.start(route.NodeRef{ID: m.self.ID, Incarnation: m.self.Incarnation + 1})
+}
+
+func (w *world) start(self route.NodeRef) *member {
+	w.mu.Lock()
+	m := &member{w: w, self: route.Router{NodeRef: self}}
 	m.local = offline.New(offline.Limits{MaxMessagesPerUser: 10_000, MaxBytesPerUser: 1 << 30, MaxBytes: 1 << 30}, func(_ string, why offline.Drop, n int) {
 		w.t.Errorf("%d dropped: %s", n, why)
 	})
@@ -133,7 +149,7 @@ func (w *world) join() *member {
 	m.view.Store(&[]route.Router{m.self}) // until the directory has been read
 	m.Buffer = NewBuffer(Options{
 		Directory: m, Members: m, Local: m.local, Recall: recall.New(func(int) {}), Lookup: m.lookup, Sents: m.sents, Deliver: m.deliver,
-		Client: func(to route.Router) routerv1connect.PeerServiceClient { return wire2{from: m, to: w.named(to.ID)} },
+		Client: func(to route.Router) routerv1connect.PeerServiceClient { return wire2{from: m, id: to.ID} },
 		TTL:    func(string) time.Duration { return time.Hour },
 		Admitting: func(key route.UserKey) bool {
 			p := w.devices[key]
@@ -225,7 +241,7 @@ func (w *world) shut(m *member) {
 func (w *world) named(id string) *member {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, m := range w.all {
+	for _, m := range slices.Backward(w.all) { // its last start
 		if m.self.ID == id {
 			return m
 		}
