@@ -87,6 +87,8 @@ type Router struct {
 
 	// announced: the other routers have heard that this one lives, or had time to.
 	announced atomic.Bool
+	// returns is how many gateways had returned when the buffer was last told.
+	returns atomic.Uint64
 
 	mu       sync.Mutex
 	started  bool            // guarded by mu
@@ -170,10 +172,7 @@ func (r *Router) wire(ln net.Listener) {
 	r.push("rpc client", r.client.CloseIdleConnections)
 	hooks := hook.New(r.tel)
 	r.push("hooks", hooks.Close)
-	r.directory = directory.New(r.store, r.self, log, func() {
-		r.dispatcher.Prune()
-		r.buffer.Rebalance()
-	}, r.lapsed)
+	r.directory = directory.New(r.store, r.self, log, r.pictureChanged, r.lapsed)
 	r.signals = signals.New(r.directory.Alive, r.tel)
 	limiter := tenant.NewLimiter(tenant.LimiterOptions{
 		Leaser: r.store, Routers: func() int { return len(r.directory.Routers()) }, Log: log,
@@ -273,6 +272,15 @@ func (r *Router) Start(ctx context.Context) error {
 	r.announced.Store(true)
 	r.tel.Log.InfoContext(ctx, "started", "internal_listen", r.InternalAddr(), "endpoint", r.self.Endpoint, "version", r.self.Version, "tenants", r.tenants.Len())
 	return nil
+}
+
+// pictureChanged is called by the directory when others have come or gone.
+func (r *Router) pictureChanged() {
+	r.dispatcher.Prune()
+	r.buffer.Rebalance()
+	if n := r.directory.Returns(); r.returns.Swap(n) != n {
+		r.buffer.Recheck()
+	}
 }
 
 // lapsed is called by the directory, which is made before the buffer.

@@ -24,7 +24,7 @@ const (
 	// pictures: they look every refreshEvery, and while the store may lack some they
 	// count a lease from when they saw it last.
 	takeOver = 2 * refreshEvery
-	// maxStrangers bounds the remembered references to nodes nobody knows.
+	// maxStrangers bounds the remembered references to nodes that are not there.
 	maxStrangers = 4096
 	storeTimeout = time.Second
 )
@@ -55,6 +55,7 @@ type Directory struct {
 	seen      map[string]time.Time        // guarded by mu: when routers were in the store last
 	listed    map[route.NodeRef]time.Time // guarded by mu: the same of gateways
 	gone      map[route.NodeRef]struct{}  // guarded by mu: left the picture, by the store's word
+	missed    map[route.NodeRef]struct{}  // guarded by mu: gateways that left the picture, whyever
 	left      map[string]uint64           // guarded by mu: incarnations of routers that have said so, which the store may still list
 	renewed   time.Time                   // guarded by mu: when the last renewal that succeeded began
 	strangers map[route.NodeRef]struct{}  // guarded by mu: looked up afresh and not found
@@ -77,6 +78,7 @@ type view struct {
 	routers  []route.Router
 	names    []string  // of routers, for the ring
 	ring     uint64    // counts the changes of names
+	returns  uint64    // counts the gateways that were not in a picture and are again
 	err      error     // of the refresh; the picture is an earlier one then
 	read     time.Time // when the last refresh began that had no error
 }
@@ -91,7 +93,7 @@ type view struct {
 func New(store Store, self route.Router, log *slog.Logger, changed func(), lapsed func(taken bool)) *Directory {
 	d := &Directory{
 		store: store, self: self, log: log, changed: changed, lapsed: lapsed, mu: make(mutex, 1), done: make(chan struct{}), strangers: map[route.NodeRef]struct{}{},
-		seen: map[string]time.Time{}, listed: map[route.NodeRef]time.Time{}, gone: map[route.NodeRef]struct{}{}, left: map[string]uint64{},
+		seen: map[string]time.Time{}, listed: map[route.NodeRef]time.Time{}, gone: map[route.NodeRef]struct{}{}, missed: map[route.NodeRef]struct{}{}, left: map[string]uint64{},
 	}
 	d.view.Store(&view{routers: []route.Router{self}, names: []string{self.ID}})
 	return d
@@ -227,8 +229,12 @@ func (d *Directory) draw(old *view, p picture, now time.Time) *view {
 		delete(d.strangers, n.NodeRef)
 		delete(d.gone, n.NodeRef)
 	}
-	v := &view{gateways: make(map[route.NodeRef]route.Node, len(gateways)), err: p.err}
+	v := &view{gateways: make(map[route.NodeRef]route.Node, len(gateways)), err: p.err, returns: old.returns}
 	for _, n := range gateways {
+		if _, ok := d.missed[n.NodeRef]; ok {
+			delete(d.missed, n.NodeRef)
+			v.returns++
+		}
 		v.gateways[n.NodeRef] = n
 		v.list = append(v.list, n)
 	}
@@ -236,16 +242,22 @@ func (d *Directory) draw(old *view, p picture, now time.Time) *view {
 	for _, n := range old.list {
 		if _, ok := v.gateways[n.NodeRef]; !ok {
 			delete(d.listed, n.NodeRef)
+			remember(d.missed, n.NodeRef)
 			if sure {
-				if len(d.gone) >= maxStrangers {
-					clear(d.gone)
-				}
-				d.gone[n.NodeRef] = struct{}{}
+				remember(d.gone, n.NodeRef)
 			}
 		}
 	}
 	d.drawRouters(v, old, p, now)
 	return v
+}
+
+// remember adds a reference; beyond the bound the others are forgotten.
+func remember(refs map[route.NodeRef]struct{}, ref route.NodeRef) {
+	if len(refs) >= maxStrangers {
+		clear(refs)
+	}
+	refs[ref] = struct{}{}
 }
 
 // Renew takes a gateway's word that it lives. It is known here at once. Without
@@ -326,10 +338,7 @@ func (d *Directory) Alive(ref route.NodeRef) bool {
 	d.unsaid = d.refreshLocked(context.Background()) || d.unsaid
 	_, ok := d.view.Load().gateways[ref]
 	if !ok {
-		if len(d.strangers) >= maxStrangers {
-			clear(d.strangers)
-		}
-		d.strangers[ref] = struct{}{}
+		remember(d.strangers, ref)
 	}
 	d.mu.Unlock()
 	return ok
@@ -372,6 +381,10 @@ func (d *Directory) Home(key route.UserKey) (home route.Router, self bool) {
 
 // Ring counts the changes of the set of routers.
 func (d *Directory) Ring() uint64 { return d.view.Load().ring }
+
+// Returns counts the gateways that this router took for dead and that live. What came for
+// their sessions meanwhile was kept as for absent devices.
+func (d *Directory) Returns() uint64 { return d.view.Load().returns }
 
 // Err is why the picture may be stale, nil when it is not.
 func (d *Directory) Err() error { return d.view.Load().err }

@@ -54,6 +54,45 @@ func TestAGatewayLivesAsLongAsItsLease(t *testing.T) {
 	})
 }
 
+// What came for the sessions of a gateway that was taken for dead is in the buffer.
+func TestAGatewayThatWasTakenForDeadReturns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &moody{Store: memstore.New()}
+		var told atomic.Uint64
+		var d *Directory
+		d = New(s, router("r1"), slog.New(slog.DiscardHandler), func() { told.Store(d.Returns()) }, func(bool) {})
+		d.Start()
+		defer stop(t, d)
+		renew := func(n route.Node, want uint64) {
+			t.Helper()
+			if err := d.Renew(t.Context(), n); err != nil {
+				t.Fatal(err)
+			}
+			if d.Returns() != want || told.Load() != want {
+				t.Errorf("%d have returned, told of %d, want %d", d.Returns(), told.Load(), want)
+			}
+		}
+		other := route.Node{NodeRef: route.NodeRef{ID: "g2", Incarnation: 1}, Endpoint: "http://g2", Phase: 1}
+		renew(gateway, 0)
+		renew(other, 0)
+		s.away.Store(true)
+		for range 8 { // the other one is heard: this router is not cut off
+			time.Sleep(Lease / 4) // fake time
+			renew(other, 0)
+		}
+		if d.Alive(gateway.NodeRef) {
+			t.Fatal("alive past its lease")
+		}
+		s.away.Store(false)
+		time.Sleep(refreshEvery) // fake time
+		synctest.Wait()
+		renew(gateway, 1)
+		next := gateway
+		next.Incarnation++
+		renew(next, 1)
+	})
+}
+
 func TestNewsThatReachedAnotherRouterFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := memstore.New()
