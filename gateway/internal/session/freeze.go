@@ -30,7 +30,7 @@ type Handed struct {
 	// AckedSeq is the highest seq that the device has acknowledged here, if it can.
 	AckedSeq uint64
 	// Whole: a Final of the session, if there is one, brings nothing else. Not so
-	// when the backlog has not come yet.
+	// when the backlog has not come yet, or never will.
 	Whole bool
 }
 
@@ -55,11 +55,11 @@ func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 		defer s.mu.Unlock()
 		return *s.handed, true
 	}
-	if s.freezing || s.frozen && s.phase == opening || s.refused || s.final {
+	if s.freezing || s.frozen && s.phase == opening || s.final || s.refused && len(s.win.entries) == 0 {
 		s.mu.Unlock()
 		return Handed{}, false
 	}
-	if s.phase == ended {
+	if s.phase == ended || s.refused { // nothing comes any more
 		defer s.mu.Unlock()
 		if ctx.Err() != nil {
 			return Handed{}, false
@@ -81,7 +81,7 @@ func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 		}
 	}
 	s.freezing = false
-	if s.refused || ctx.Err() != nil {
+	if s.refused && len(s.win.entries) == 0 || ctx.Err() != nil {
 		if s.phase == live { // held
 			s.stop(t.Code, t.Reason)
 		}
@@ -93,11 +93,13 @@ func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 		return Handed{}, false
 	}
 	h = s.hand(t)
-	if s.phase != opening {
+	if h.Whole {
 		s.handed = &h
 	}
-	s.handedBack += len(h.Undelivered)
-	s.settle()
+	if !s.refused {
+		s.handedBack += len(h.Undelivered)
+		s.settle()
+	}
 	ended := s.phase == ended
 	s.mu.Unlock()
 	if ended {
@@ -109,10 +111,10 @@ func (s *Session) Freeze(ctx context.Context, t Takeover) (h Handed, ok bool) {
 // hand is what the next session gets of the window, which stays as it is. The
 // session is locked.
 func (s *Session) hand(t Takeover) (h Handed) {
-	h.Whole = s.phase != opening
+	h.Whole = s.phase != opening && !s.refused
 	entries := s.win.entries
 	seen := 0
-	if t.Resume && s.v2() && s.phase != opening && !s.ahead(t.LastSeq) {
+	if t.Resume && s.v2() && h.Whole && !s.ahead(t.LastSeq) {
 		h.NextSeq, h.AckedSeq = uint64(s.tail)+1, s.ackedSeq
 		for seen < len(entries) && entries[seen].end <= int64(t.LastSeq) {
 			seen++

@@ -243,6 +243,43 @@ func TestHandoverOfAnOpeningThatNeverEnds(t *testing.T) {
 	})
 }
 
+// What came for a session that never opened may be with nobody else: its sender may have
+// died, and its backlog is older.
+func TestHandoverOfARefusedOpening(t *testing.T) {
+	for name, when := range map[string]string{"refused before": "before", "refused meanwhile": "meanwhile"} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, func(t *testing.T) {
+				w := newWorld(t)
+				s, _ := w.connect(2)
+				a := w.router("a")
+				s.Deliver(a.delivery("1"))
+				refuse := func() { s.Refuse(4001, "auth unavailable", true) }
+				if when == "before" {
+					refuse()
+				}
+				resumes := replaced
+				resumes.Resume = true
+				h := freezeFor(t.Context(), s, resumes)
+				synctest.Wait()
+				if when == "meanwhile" {
+					refuse()
+				}
+				got := <-h
+				want(t, "found", got.ok, true)
+				want(t, "whole", got.Whole, false)
+				want(t, "next seq", got.NextSeq, 0)
+				wantIDs(t, "handed over", idsOf(t, got.Undelivered), "1")
+				w.pass(flushTimeout + closeTimeout)
+				f := w.up.final(t)
+				want(t, "never opened", f.NeverOpened, true)
+				wantIDs(t, "handed back as well", idsOf(t, f.Undelivered), "1")
+				_, again := s.Freeze(t.Context(), replaced)
+				want(t, "after that", again, false)
+			})
+		})
+	}
+}
+
 func TestTheNextSessionKnowsWhatTheDeviceHasHad(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		w := newWorld(t)

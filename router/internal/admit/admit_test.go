@@ -2,6 +2,7 @@ package admit
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -126,6 +127,53 @@ func TestASessionThatNeverOpenedIsTakenBack(t *testing.T) {
 		told(2, 8)
 		if r := c.record(phone); r.State != route.Ghost {
 			t.Errorf("route %+v", r)
+		}
+	})
+}
+
+// What a session took before it was given up may be with nobody else: its sender may have
+// died since. It is newer than its backlog, and older than what is kept after it.
+func TestWhatASessionTookThatNeverOpened(t *testing.T) {
+	never := &routerv1.ClosedSession{SessionId: 6, TenantId: "a", Stage: routerv1.ClosedSession_STAGE_FINAL, NeverOpened: true, Undelivered: undelivered("2", "3")}
+	for _, waits := range []bool{false, true} {
+		t.Run(fmt.Sprintf("the opening has no answer %v", waits), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, 2)
+				defer c.close()
+				other, home := c.nodes[0], c.nodes[1]
+				home.opens(1, 5, "ann", "phone")
+				home.closes(1, closed(5, 1, final))
+				if home.waits = waits; waits {
+					home.keeps("1")
+				}
+				_, err := other.open(1, 6, "ann", "phone")
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second) // fake time
+				home.keeps("4")
+				for range 2 { // the first answer may be lost
+					for _, n := range c.nodes {
+						n.closes(1, never)
+					}
+				}
+				want := []string{"2", "3", "4"}
+				if waits {
+					want = append([]string{"1"}, want...)
+				}
+				same(t, "kept", home.kept(), want...)
+				same(t, "kept elsewhere", other.kept())
+				same(t, "sent", home.sent)
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // nobody has begun to let it in
+		c := newCluster(t, 1)
+		defer c.close()
+		n := c.nodes[0]
+		n.closes(1, never)
+		if n.offline.Bytes() != 0 {
+			t.Error("kept for nobody")
 		}
 	})
 }

@@ -68,7 +68,7 @@ func (a *Admitter) CloseSessions(ctx context.Context, req *routerv1.CloseSession
 	return errors.Join(
 		each(handing, func(s *routerv1.ClosedSession) error { return a.handBack(ctx, node, s) }),
 		each(never, func(s *routerv1.ClosedSession) error {
-			return a.abandon(ctx, route.Location{Node: node, Session: s.SessionId})
+			return a.abandon(ctx, route.Location{Node: node, Session: s.SessionId}, dispatch.Messages(s.Undelivered))
 		}),
 	)
 }
@@ -191,28 +191,34 @@ func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispat
 // abandon gives up a session whose opening got no answer, whether it has been
 // admitted or is about to be. Nobody but its home knows whose it is, and any
 // router may hold copies of what it had accepted, so its gateway tells all of
-// them. What it hands back needs no keeping: the routers that sent it have it. The
-// user's lock keeps it apart from the device's next opening, whose backlog is newer, and
-// the answer behind the end of an admission: when it has it the gateway forgets the
-// session, and confirms whatever is held for it.
-func (a *Admitter) abandon(ctx context.Context, loc route.Location) error {
-	user, begun := a.ledger.abandon(loc)
+// them. They deliver again what they had sent to it; what others had sent, that have
+// died, is kept by the home. The user's lock keeps it apart from the device's next
+// opening, whose backlog is newer, and the answer behind the end of an admission: when
+// it has it the gateway forgets the session, and confirms whatever is held for it.
+func (a *Admitter) abandon(ctx context.Context, loc route.Location, accepted []*dispatch.Message) error {
+	key, begun := a.ledger.abandon(loc)
 	if begun {
-		unlock, err := a.locks.lock(ctx, user)
+		unlock, err := a.locks.lock(ctx, key.UserKey)
 		if err != nil {
 			return fault.Wrap(fault.Unavailable, "wait for the user's other sessions", err)
 		}
 		defer unlock()
 	}
-	adm, _ := a.ledger.look(loc)
+	adm, bound := a.ledger.look(loc)
 	if adm == nil {
 		a.opts.Dispatcher.Abandon(loc)
-		return nil
-	}
-	if err := a.undo(ctx, adm); err != nil {
+	} else if err := a.undo(ctx, adm); err != nil {
 		return fault.Wrap(fault.Unavailable, "change routes", err)
 	}
-	return nil
+	if bound.IsZero() {
+		return nil // it is not known whose it was, or nobody knew where to send to
+	}
+	// All of it came after the route was bound: behind the backlog, and before what is kept
+	// from now on.
+	for i, m := range accepted {
+		m.At = bound.UnixNano() + int64(i)
+	}
+	return a.keep(ctx, key, accepted)
 }
 
 // keyBytes is a key for the wire; one that names nothing is left out.

@@ -79,6 +79,7 @@ type node struct {
 	held      []*dispatch.Message       // guarded by mu
 	full      bool                      // guarded by mu: Hold refuses
 	reclaimed []*dispatch.Message       // guarded by mu: what Reclaim returns
+	waits     bool                      // guarded by mu: Reclaim does until its time is over
 	gated     map[route.DeviceKey]bool  // guarded by mu
 	before    []route.Record            // guarded by mu: the user's, at the last Gate
 	abandoned []route.Location          // guarded by mu
@@ -105,7 +106,7 @@ func (f *faulty) Bind(ctx context.Context, key route.DeviceKey, loc route.Locati
 }
 
 func (f *faulty) Change(ctx context.Context, changes []route.Change) ([]bool, error) {
-	if err := f.fail("change"); err != nil {
+	if err := errors.Join(f.fail("change"), ctx.Err()); err != nil {
 		return nil, err
 	}
 	return f.Store.Change(ctx, changes)
@@ -278,9 +279,13 @@ func (n *node) Ungate(key route.DeviceKey) {
 	delete(n.gated, key)
 }
 
-func (n *node) Reclaim(_ context.Context, key route.DeviceKey, lost func(route.Location) bool) (func() []*dispatch.Message, error) {
+func (n *node) Reclaim(ctx context.Context, key route.DeviceKey, lost func(route.Location) bool) (func() []*dispatch.Message, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.waits {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	if !n.gated[key] {
 		n.c.t.Error("a backlog is made while messages may go to the device")
 	}

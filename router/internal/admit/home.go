@@ -2,6 +2,7 @@ package admit
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"time"
@@ -54,7 +55,7 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 		return refusal(codeAuth, textUnavailable), nil
 	}
 	defer unlock()
-	switch known, abandoned := a.ledger.begin(o.loc, o.key.UserKey); {
+	switch known, abandoned := a.ledger.begin(o.loc, o.key); {
 	case abandoned:
 		return nil, errAbandoned
 	case known != nil && known.key == o.key:
@@ -79,6 +80,7 @@ func (a *Admitter) admit(ctx context.Context, o opening) (*routerv1.AdmitRespons
 		a.giveBack(ctx, o)
 		return a.unavailable(ctx, o, err), nil
 	}
+	a.ledger.bind(o.loc, time.Now())
 	res := &routerv1.AdmitResponse{Epoch: epoch, RouterId: a.opts.Self.ID, RouterIncarnation: a.opts.Self.Incarnation}
 	if o.version >= 2 {
 		res.ResumeToken = a.opts.Tokens.Seal(token.Claims{Kind: token.Resume, Key: o.key, Loc: o.loc, Epoch: epoch})
@@ -376,13 +378,12 @@ func (a *Admitter) insist(ctx context.Context, at route.Location, req *gatewayv1
 	}
 }
 
-// takeBack undoes an admission that could not be completed: the device is
-// absent, and what was to be its backlog is kept for it.
+// takeBack undoes an admission that could not be completed, perhaps because ctx has
+// ended: the device is absent, and what was to be its backlog is kept for it.
 func (a *Admitter) takeBack(ctx context.Context, o opening, epoch uint64, backlog []*dispatch.Message) {
-	err := a.ghost(ctx, o, epoch)
-	if err == nil {
-		err = a.keep(ctx, o.key, backlog)
-	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), admitTimeout)
+	defer cancel()
+	err := errors.Join(a.ghost(ctx, o, epoch), a.keep(ctx, o.key, backlog))
 	if err != nil {
 		a.opts.Log.ErrorContext(ctx, "admission_not_undone", telemetry.TenantID, o.key.Tenant, "messages", len(backlog), "err", err)
 	}

@@ -180,6 +180,7 @@ func TestAnAdmissionThatFailsIsTakenBack(t *testing.T) {
 		"nothing counted": func(n *node) { n.store.fail = failing("acquire") },
 		"nothing bound":   func(n *node) { n.store.fail = failing("bind") },
 		"nothing held":    func(n *node) { n.full = true },
+		"no time left":    func(n *node) { n.waits = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -194,7 +195,7 @@ func TestAnAdmissionThatFailsIsTakenBack(t *testing.T) {
 				if c.conns(2) != 0 {
 					t.Errorf("%d connections are counted", c.conns(2))
 				}
-				if name == "nothing held" {
+				if name == "nothing held" || name == "no time left" {
 					if r := c.record(phone); r.State != route.Ghost {
 						t.Errorf("route %+v", r)
 					}

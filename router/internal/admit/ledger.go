@@ -32,7 +32,8 @@ type ledger struct {
 type entry struct {
 	loc       route.Location
 	at        time.Time
-	user      route.UserKey // whose admission has begun here; zero: none
+	key       route.DeviceKey // whose admission has begun here; zero: none
+	bound     time.Time       // when its route was; zero: it was not
 	abandoned bool
 	handed    bool       // its window went to the next session of its device
 	admitted  *admission // nil: not (yet) admitted
@@ -76,24 +77,32 @@ func (l *ledger) get(loc route.Location) *entry {
 
 // begin is for the start of an admission, under the user's lock: it returns what is known
 // of the opening already.
-func (l *ledger) begin(loc route.Location, user route.UserKey) (admitted *admission, abandoned bool) {
+func (l *ledger) begin(loc route.Location, key route.DeviceKey) (admitted *admission, abandoned bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.get(loc)
 	if e.admitted == nil && !e.abandoned {
-		e.user = user
+		e.key = key
 	}
 	return e.admitted, e.abandoned
 }
 
-// look returns what is known of an opening.
-func (l *ledger) look(loc route.Location) (admitted *admission, abandoned bool) {
+// bind notes that the opening's route is bound: routers send to the session from now on.
+func (l *ledger) bind(loc route.Location, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.get(loc).bound = at
+}
+
+// look returns the admission, if it is complete and not undone, and when its route was
+// bound; zero: it was not.
+func (l *ledger) look(loc route.Location) (admitted *admission, bound time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e := l.entries[loc]; e != nil {
-		return e.admitted, e.abandoned
+		return e.admitted, e.bound
 	}
-	return nil, false
+	return nil, time.Time{}
 }
 
 // admit notes an admission; false: it has been given up meanwhile.
@@ -106,12 +115,12 @@ func (l *ledger) admit(a *admission) bool {
 }
 
 // abandon gives an opening up and returns whose it is, if its admission has begun here.
-func (l *ledger) abandon(loc route.Location) (user route.UserKey, begun bool) {
+func (l *ledger) abandon(loc route.Location) (key route.DeviceKey, begun bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.get(loc)
 	e.abandoned = true
-	return e.user, e.user != route.UserKey{}
+	return e.key, e.key != route.DeviceKey{}
 }
 
 // forget drops the admission: the session is known to have been opened, or has
