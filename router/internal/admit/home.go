@@ -290,7 +290,12 @@ func (a *Admitter) giveBack(ctx context.Context, o opening) {
 // gateway may not have been able to tell anybody what its device has got. lost is the
 // session if other routers may hold messages for it that nobody else has.
 func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (window []*dispatch.Message, seqs []uint64, opened bool, lost route.Location) {
-	if prev == nil || prev.Location() == o.loc || prev.State == route.Ghost && !a.opts.Homes.Changed() {
+	switch {
+	case prev != nil && prev.Location() == o.loc:
+		// The home before this one has let this very session in, and its answer was lost.
+		// What it gave for it is held there for a session that never got it.
+		return nil, nil, false, o.loc
+	case prev == nil || prev.State == route.Ghost && !a.opts.Homes.Changed():
 		return nil, nil, true, lost
 	}
 	ask, patience := a.handover, handoverTimeout

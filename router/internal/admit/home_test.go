@@ -211,6 +211,27 @@ func TestAnAdmissionThatFailsIsTakenBack(t *testing.T) {
 	}
 }
 
+// TestASessionThatTwoHomesLetIn: the gateway had no answer from the first one, which holds
+// the backlog for it.
+func TestASessionThatTwoHomesLetIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 2)
+		defer c.close()
+		next, first := c.nodes[0], c.nodes[1]
+		at := route.Location{Node: g(1), Session: 5}
+		first.opens(1, 5, "ann", "phone")
+		first.leaving.Store(true)
+		c.nodes = []*node{first, next}
+		next.opens(1, 5, "ann", "phone")
+		if next.elsewhere != at || !next.lost(at) || len(c.asked) != 0 {
+			t.Errorf("other routers are asked for the copies of %v, %v; %d handovers", next.elsewhere, next.lost(at), len(c.asked))
+		}
+		if r := c.record(phone); r.State != route.Live || r.Location() != at || c.conns(1) != 1 {
+			t.Errorf("route %+v, %d connections", r, c.conns(1))
+		}
+	})
+}
+
 // TestASessionThatCouldTellNobodyItsEnd: its home has died, and another router took its route
 // for wrong. What its device has got is asked of the gateway.
 func TestASessionThatCouldTellNobodyItsEnd(t *testing.T) {
