@@ -125,8 +125,8 @@ func (b *Buffer) Since(at int64) bool {
 
 // Put keeps the entry and returns its id, for TakeBack. ok is false when it
 // was not kept. A repeat of what is there is kept once, under its first id and
-// in the older of the two places.
-func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
+// in the older of the two places; known: it was kept for all of the devices already.
+func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, known, ok bool) {
 	k := kept{Message: e.Message, devices: slices.Clone(e.Devices), part: partOf(e), at: e.At}
 	named := k.Key != [16]byte{}
 	if !named {
@@ -135,13 +135,13 @@ func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
 	switch {
 	case e.TTL <= 0:
 		b.dropped(key.Tenant, DropDisabled, 1)
-		return 0, false
+		return 0, false, false
 	case k.size() > b.limits.MaxBytesPerUser || b.limits.MaxMessagesPerUser < 1:
 		b.dropped(key.Tenant, DropTooLarge, 1)
-		return 0, false
+		return 0, false, false
 	case !b.reserve(k.size()):
 		b.dropped(key.Tenant, DropFull, 1)
-		return 0, false
+		return 0, false, false
 	}
 	now := time.Now()
 	k.expires = now.Add(e.TTL)
@@ -165,10 +165,10 @@ func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
 		s.clock = max(s.clock, k.at)
 	}
 	if named {
-		id, rest, ok := u.merge(k, b.tenure.Load())
-		if ok {
+		id, rest, more := u.merge(k, b.tenure.Load())
+		if len(rest) == 0 && id != 0 {
 			b.bytes.Add(-int64(k.size()))
-			return id, true
+			return id, !more, true
 		}
 		k.devices = rest
 	}
@@ -177,20 +177,21 @@ func (b *Buffer) Put(key route.UserKey, e Entry) (id uint64, ok bool) {
 		if u.place(k, b.tenure.Load()) == 0 {
 			// It is the oldest itself.
 			b.bytes.Add(-int64(k.size()))
-			return 0, false
+			return 0, false, false
 		}
 		b.remove(u, 0)
 	}
 	u.bytes += k.size()
 	u.entries = slices.Insert(u.entries, u.place(k, b.tenure.Load()), k)
-	return k.id, true
+	return k.id, false, true
 }
 
 // merge finds the devices of k that are owed the same message already, and adds
 // those to its entry that have nothing behind it: what they have there was put
-// before k and has to come before it. rest are the devices for which k is to be an
-// entry of its own; ok: none. The shard is locked.
-func (u *user) merge(k kept, tenure int64) (id uint64, rest []string, ok bool) {
+// before k and has to come before it, which is more than before. rest are the devices for
+// which k is to be an entry of its own, as is one without devices if id is 0. The shard
+// is locked.
+func (u *user) merge(k kept, tenure int64) (id uint64, rest []string, more bool) {
 	if len(k.devices) == 0 {
 		i := slices.IndexFunc(u.entries, func(e kept) bool { return e.Key == k.Key && len(e.devices) == 0 })
 		if i < 0 {
@@ -200,7 +201,7 @@ func (u *user) merge(k kept, tenure int64) (id uint64, rest []string, ok bool) {
 		if k.part < u.entries[i].part {
 			u.older(i, k, tenure)
 		}
-		return id, nil, true
+		return id, nil, false
 	}
 	rest = k.devices
 	for i := 0; i < len(u.entries) && len(rest) > 0; i++ {
@@ -221,6 +222,7 @@ func (u *user) merge(k kept, tenure int64) (id uint64, rest []string, ok bool) {
 			case k.part == normal && e.part == normal && !u.behind(i, d):
 				e.devices = append(e.devices, d)
 				e.modified()
+				more = true
 			default:
 				left = append(left, d)
 			}
@@ -233,7 +235,7 @@ func (u *user) merge(k kept, tenure int64) (id uint64, rest []string, ok bool) {
 			u.older(i, k, tenure)
 		}
 	}
-	return id, rest, len(rest) == 0
+	return id, rest, more
 }
 
 // behind tells whether the device is owed something behind entry i.

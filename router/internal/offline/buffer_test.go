@@ -92,7 +92,7 @@ func TestOldestGoesAndIsCounted(t *testing.T) {
 	}
 	old := text("older")
 	old.Front = true
-	if _, ok := b.Put(ann, old); ok {
+	if _, _, ok := b.Put(ann, old); ok {
 		t.Fatal("a handed-back message pushed newer ones out of a full buffer")
 	}
 	if got := texts(take(b, "d")); !slices.Equal(got, []string{"3", "4"}) {
@@ -107,16 +107,16 @@ func TestRefusals(t *testing.T) {
 	b, d := newBuffer(Limits{MaxMessagesPerUser: 9, MaxBytesPerUser: 250, MaxBytes: 300})
 	off := text("x")
 	off.TTL = 0
-	if _, ok := b.Put(ann, off); ok || d[DropDisabled] != 1 {
+	if _, _, ok := b.Put(ann, off); ok || d[DropDisabled] != 1 {
 		t.Error("kept although the tenant keeps nothing")
 	}
-	if _, ok := b.Put(ann, text(string(make([]byte, 250)))); ok || d[DropTooLarge] != 1 {
+	if _, _, ok := b.Put(ann, text(string(make([]byte, 250)))); ok || d[DropTooLarge] != 1 {
 		t.Error("kept although it alone is over the limit")
 	}
-	if _, ok := b.Put(ann, text(string(make([]byte, 100)))); !ok {
+	if _, _, ok := b.Put(ann, text(string(make([]byte, 100)))); !ok {
 		t.Error("refused although there is room")
 	}
-	if _, ok := b.Put(route.UserKey{Tenant: "t", User: "bob"}, text("x")); ok || d[DropFull] != 1 {
+	if _, _, ok := b.Put(route.UserKey{Tenant: "t", User: "bob"}, text("x")); ok || d[DropFull] != 1 {
 		t.Error("kept although the whole buffer is full")
 	}
 }
@@ -124,11 +124,11 @@ func TestRefusals(t *testing.T) {
 func TestTakeBackAndExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b, d := newBuffer(roomy)
-		id, _ := b.Put(ann, text("1"))
+		id, _, _ := b.Put(ann, text("1"))
 		if !b.TakeBack(ann, id) || b.TakeBack(ann, id) {
 			t.Fatal("an entry can be taken back exactly once")
 		}
-		id, _ = b.Put(ann, text("2"))
+		id, _, _ = b.Put(ann, text("2"))
 		take(b, "d")
 		if b.TakeBack(ann, id) {
 			t.Fatal("taken back although a device had it")
@@ -222,11 +222,16 @@ func TestARepeatIsKeptOnce(t *testing.T) {
 	b := New(Limits{MaxMessagesPerUser: 10, MaxBytesPerUser: 1 << 20, MaxBytes: 1 << 20}, func(string, Drop, int) {})
 	key := route.UserKey{Tenant: "t", User: "ann"}
 	m := Message{Bytes: []byte("hi"), Key: [16]byte{1}}
-	first, _ := b.Put(key, Entry{Message: m, Devices: []string{"phone"}, TTL: time.Minute})
-	before := b.Bytes()
-	again, ok := b.Put(key, Entry{Message: m, Devices: []string{"phone", "desk"}, TTL: time.Minute})
-	if !ok || again != first || b.Bytes() != before {
-		t.Fatalf("kept as %d and %d, %d bytes, then %d", first, again, before, b.Bytes())
+	var first uint64
+	var before int64
+	for i, devices := range [][]string{{"phone"}, {"phone", "desk"}, {"desk"}} {
+		id, known, ok := b.Put(key, Entry{Message: m, Devices: devices, TTL: time.Minute})
+		if i == 0 {
+			first, before = id, b.Bytes()
+		}
+		if !ok || id != first || b.Bytes() != before || known != (i == 2) {
+			t.Fatalf("%v: kept as %d and %d, %d bytes, then %d, known %v", devices, first, id, before, b.Bytes(), known)
+		}
 	}
 	for _, device := range []string{"phone", "desk", "phone"} {
 		got := take(b, device)
@@ -240,7 +245,7 @@ func TestWhatIsTakenBackLeavesOtherDevicesTheirs(t *testing.T) {
 	b, _ := newBuffer(roomy)
 	m := Message{Bytes: []byte("hi"), Key: [16]byte{1}}
 	b.Put(ann, Entry{Message: m, Devices: []string{"phone"}, TTL: time.Minute, Front: true})
-	id, _ := b.Put(ann, Entry{Message: m, Devices: []string{"desk"}, TTL: time.Minute, Front: true})
+	id, _, _ := b.Put(ann, Entry{Message: m, Devices: []string{"desk"}, TTL: time.Minute, Front: true})
 	desk := []Back{{ID: id, Devices: []string{"desk"}}}
 	if !b.TakeBackAll(ann, desk)[0] || b.TakeBackAll(ann, desk)[0] {
 		t.Fatal("the second put can be taken back exactly once")
@@ -283,7 +288,7 @@ func TestWhatIsLentIsKeptUntilItIsTaken(t *testing.T) {
 		b.OnChange(func(route.UserKey) { changes++ })
 		phone := route.DeviceKey{UserKey: ann, Device: "phone"}
 		desk := route.DeviceKey{UserKey: ann, Device: "desk"}
-		any, _ := b.Put(ann, text("any"))
+		any, _, _ := b.Put(ann, text("any"))
 		e := text("both")
 		e.Devices = []string{"phone", "desk"}
 		b.Put(ann, e)

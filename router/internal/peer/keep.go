@@ -196,11 +196,13 @@ func (b *Buffer) keep(ctx context.Context, entries []incoming) []dispatch.Buffer
 	users := map[route.UserKey][]int{} // → indexes of what was kept
 	var keys []route.UserKey
 	for i, e := range entries {
-		id, ok := b.opts.Local.Put(e.key, e.Entry)
+		id, known, ok := b.opts.Local.Put(e.key, e.Entry)
 		if !ok {
 			results[i] = dispatch.NotKept
 			continue
 		}
+		// It stays in its place among what else is there.
+		entries[i].Moved = e.Moved || known
 		if users[e.key] == nil {
 			keys = append(keys, e.key)
 		}

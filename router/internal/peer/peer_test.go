@@ -150,6 +150,37 @@ func TestADeviceThatCameMeanwhileIsNotStranded(t *testing.T) {
 	}
 }
 
+// A message that another router has put as well stays in its place: given back it would
+// come behind what its sender sent after it.
+func TestARepeatIsNotTakenOutOfItsPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair()
+		defer p.away.Close()
+		defer p.home.Close()
+		put := func(b *Buffer, text string) {
+			t.Helper()
+			results := make(chan dispatch.BufferResult, 1)
+			b.Put(dispatch.BufferEntry{
+				Key: phone.UserKey, Devices: []string{"phone"}, Message: &dispatch.Message{Bytes: []byte(text), Key: [16]byte{text[0]}},
+				Done: func(r dispatch.BufferResult) { results <- r },
+			})
+			if r := <-results; r != dispatch.Stored {
+				t.Errorf("%s: %v", text, r)
+			}
+		}
+		put(p.away, "1")
+		put(p.away, "2")
+		if _, _, err := p.store.Bind(t.Context(), phone, route.Location{Node: route.NodeRef{ID: "g"}, Session: 1}, 1); err != nil {
+			t.Fatal(err)
+		}
+		put(p.home, "1") // while the device is let in
+		_, got := p.buffer.Take(phone)
+		if len(got) != 2 || string(got[0].Bytes) != "1" {
+			t.Errorf("it takes %d", len(got))
+		}
+	})
+}
+
 func TestNoRoomWhereTheHomeIsOutOfReach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPair() // away has room for nothing

@@ -221,7 +221,7 @@ func (b *Buffer) surrender(ctx context.Context, key route.DeviceKey, lost route.
 	for i, m := range msgs {
 		e := b.incoming(dispatch.BufferEntry{Key: key.UserKey, Devices: []string{key.Device}, Message: m, Front: m.First()})
 		e.Moved = true
-		if _, ok := b.opts.Local.Put(key.UserKey, e.Entry); !ok { // there is no room
+		if _, _, ok := b.opts.Local.Put(key.UserKey, e.Entry); !ok { // there is no room
 			b.opts.Deliver(key, msgs[i:])
 			break
 		}
