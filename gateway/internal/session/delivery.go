@@ -13,6 +13,7 @@ type Delivery struct {
 	id          uint64
 	key         key
 	unmoderated bool
+	takenAt     int64 // as the router told it
 	// frame is the whole WebSocket frame as V1 clients get it.
 	frame []byte
 	// message is the serialized MessageRequest within it.
@@ -31,11 +32,13 @@ func toKey(b []byte) key {
 
 // NewDelivery encodes a delivery once for all its sessions. It does not keep d.
 func NewDelivery(r *Router, d *gatewayv1.Delivery) *Delivery {
-	return newDelivery(r, &gatewayv1.Undelivered{Id: d.GetId(), Message: d.GetMessage(), Unmoderated: d.GetUnmoderated(), Key: d.GetKey()})
+	return newDelivery(r, &gatewayv1.Undelivered{
+		Id: d.GetId(), Message: d.GetMessage(), Unmoderated: d.GetUnmoderated(), Key: d.GetKey(), TakenAt: d.GetTakenAt(),
+	})
 }
 
 func newDelivery(r *Router, u *gatewayv1.Undelivered) *Delivery {
-	d := &Delivery{router: r, id: u.GetId(), key: toKey(u.GetKey()), unmoderated: u.GetUnmoderated(), message: u.GetMessage()}
+	d := &Delivery{router: r, id: u.GetId(), key: toKey(u.GetKey()), unmoderated: u.GetUnmoderated(), takenAt: u.GetTakenAt(), message: u.GetMessage()}
 	b := d.appendPrefix(make([]byte, 0, d.size(0)), 0)
 	at := len(b)
 	b = append(b, d.message...)
@@ -45,7 +48,7 @@ func newDelivery(r *Router, u *gatewayv1.Undelivered) *Delivery {
 }
 
 func (d *Delivery) undelivered() *gatewayv1.Undelivered {
-	u := &gatewayv1.Undelivered{Message: d.message, Unmoderated: d.unmoderated}
+	u := &gatewayv1.Undelivered{Message: d.message, Unmoderated: d.unmoderated, TakenAt: d.takenAt}
 	if d.key != (key{}) {
 		u.Key = d.key[:]
 	}

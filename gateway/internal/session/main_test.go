@@ -195,8 +195,11 @@ func (r *router) confirmedBacklog(s *Session) uint64 {
 // delivery makes the next delivery of the router, of a message with the id.
 func (r *router) delivery(id string) *Delivery {
 	r.next++
-	return NewDelivery(r.Router, &gatewayv1.Delivery{Id: r.next, Message: message(id), Key: keyOf(id)})
+	return NewDelivery(r.Router, &gatewayv1.Delivery{Id: r.next, Message: message(id), Key: keyOf(id), TakenAt: takenAt(r.next)})
 }
+
+// takenAt is when the cluster took a router's nth message.
+func takenAt(n uint64) int64 { return int64(1000 + n) }
 
 func message(id string) []byte {
 	b, _ := proto.Marshal(&messagev1.MessageRequest{TenantId: "t", UserId: "bob", DeviceId: "d", MsgId: id, ToUserId: "ann", MsgBody: []byte("hello")})

@@ -134,7 +134,8 @@ func TestASessionThatNeverOpenedIsTakenBack(t *testing.T) {
 // What a session took before it was given up may be with nobody else: its sender may have
 // died since. It is newer than its backlog, and older than what is kept after it.
 func TestWhatASessionTookThatNeverOpened(t *testing.T) {
-	never := &routerv1.ClosedSession{SessionId: 6, TenantId: "a", Stage: routerv1.ClosedSession_STAGE_FINAL, NeverOpened: true, Undelivered: undelivered("2", "3")}
+	never := &routerv1.ClosedSession{SessionId: 6, TenantId: "a", Stage: routerv1.ClosedSession_STAGE_FINAL, NeverOpened: true, Undelivered: undelivered("2", "3", "0")}
+	never.Undelivered[2].TakenAt = 1 // a router that stood still had taken it
 	for _, waits := range []bool{false, true} {
 		t.Run(fmt.Sprintf("the opening has no answer %v", waits), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -157,9 +158,9 @@ func TestWhatASessionTookThatNeverOpened(t *testing.T) {
 						n.closes(1, never)
 					}
 				}
-				want := []string{"2", "3", "4"}
+				want := []string{"0", "2", "3", "4"}
 				if waits {
-					want = append([]string{"1"}, want...)
+					want = []string{"0", "1", "2", "3", "4"}
 				}
 				same(t, "kept", home.kept(), want...)
 				same(t, "kept elsewhere", other.kept())

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mics-im/mics/internal/fault"
+	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	routerv1 "github.com/mics-im/mics/proto/mics/router/v1"
 	"github.com/mics-im/mics/router/internal/dispatch"
 	"github.com/mics-im/mics/router/internal/recall"
@@ -68,7 +69,7 @@ func (a *Admitter) CloseSessions(ctx context.Context, req *routerv1.CloseSession
 	return errors.Join(
 		each(handing, func(s *routerv1.ClosedSession) error { return a.handBack(ctx, node, s) }),
 		each(never, func(s *routerv1.ClosedSession) error {
-			return a.abandon(ctx, route.Location{Node: node, Session: s.SessionId}, dispatch.Messages(s.Undelivered))
+			return a.abandon(ctx, route.Location{Node: node, Session: s.SessionId}, s.Undelivered)
 		}),
 	)
 }
@@ -195,7 +196,7 @@ func (a *Admitter) keep(ctx context.Context, key route.DeviceKey, msgs []*dispat
 // died, is kept by the home. The user's lock keeps it apart from the device's next
 // opening, whose backlog is newer, and the answer behind the end of an admission: when
 // it has it the gateway forgets the session, and confirms whatever is held for it.
-func (a *Admitter) abandon(ctx context.Context, loc route.Location, accepted []*dispatch.Message) error {
+func (a *Admitter) abandon(ctx context.Context, loc route.Location, accepted []*gatewayv1.Undelivered) error {
 	key, begun := a.ledger.abandon(loc)
 	if begun {
 		unlock, err := a.locks.lock(ctx, key.UserKey)
@@ -213,12 +214,7 @@ func (a *Admitter) abandon(ctx context.Context, loc route.Location, accepted []*
 	if bound.IsZero() {
 		return nil // it is not known whose it was, or nobody knew where to send to
 	}
-	// All of it came after the route was bound: behind the backlog, and before what is kept
-	// from now on.
-	for i, m := range accepted {
-		m.At = bound.UnixNano() + int64(i)
-	}
-	return a.keep(ctx, key, accepted)
+	return a.keep(ctx, key, dispatch.Accepted(accepted, bound))
 }
 
 // keyBytes is a key for the wire; one that names nothing is left out.

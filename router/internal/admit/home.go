@@ -157,7 +157,7 @@ var errAbandoned = fault.New(fault.FailedPrecondition, "the gateway has given th
 // order: what a resumed session had, under its seqs; what earlier sessions handed
 // back, what the one had that is replaced, then in the order of time what a dead gateway
 // had and what came while the device was absent. What a session had that never got its
-// own backlog is newer than all that. It returns how many were in the buffer; not ok: the
+// own backlog has its place among that. It returns how many were in the buffer; not ok: the
 // admission has been taken back.
 func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, res *routerv1.AdmitResponse) (drained int, ok bool) {
 	window, seqs, opened, lost := a.takeOver(ctx, o, prev, res)
@@ -183,7 +183,7 @@ func (a *Admitter) backlog(ctx context.Context, o opening, prev *route.Record, r
 	case opened:
 		msgs = slices.Concat(kept(front), window, later)
 	default:
-		msgs = slices.Concat(kept(front), later, window)
+		msgs = slices.Concat(kept(front), inTurn(later, window))
 	}
 	ids, ok := a.opts.Dispatcher.Hold(o.key, o.loc, msgs)
 	if !ok {
@@ -331,7 +331,10 @@ func (a *Admitter) takeOver(ctx context.Context, o opening, prev *route.Record, 
 			seqs = append(seqs, u.Seq)
 		}
 	}
-	return dispatch.Messages(got.Undelivered), seqs, opened, lost
+	if !opened {
+		return dispatch.Accepted(got.Undelivered, time.Now()), seqs, false, lost
+	}
+	return dispatch.Messages(got.Undelivered), seqs, true, lost
 }
 
 // handover asks the gateway of a session; nil without an error: it is dead.

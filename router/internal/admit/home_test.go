@@ -66,6 +66,11 @@ func TestASessionThatNeverHadItsBacklog(t *testing.T) {
 	}{
 		"it was opened":               {func(*cluster) {}, []string{"5", "6"}, false, []string{"0", "5", "6", "1", "2"}},
 		"its answer is on the way":    {func(c *cluster) { c.partial = true }, []string{"5", "6"}, true, []string{"0", "1", "2", "5", "6"}},
+		"its gateway knows when it took them": {func(c *cluster) {
+			c.partial = true
+			w := c.windows[route.Location{Node: g(1), Session: 5}]
+			w[0].TakenAt, w[1].TakenAt = 1, time.Now().Add(time.Hour).UnixNano()
+		}, []string{"5", "6"}, true, []string{"0", "1", "5", "2", "6"}},
 		"its gateway has given it up": {func(*cluster) {}, nil, true, []string{"0", "1", "2"}},
 		"its gateway does not answer": {func(c *cluster) { c.slow["g1"] = time.Hour }, []string{"5", "6"}, false, []string{"0", "1", "2"}},
 	} {

@@ -374,6 +374,9 @@ func TestWhatIsGivenBackKeepsItsTime(t *testing.T) {
 		if !maps.Equal(w.front, want) {
 			t.Errorf("in front: %v, want %v", w.front, want)
 		}
+		if w.takenAt != 7 { // whom it was sent to may have to give it back
+			t.Errorf("the gateway knows of %d", w.takenAt)
+		}
 	})
 }
 

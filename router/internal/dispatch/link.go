@@ -321,7 +321,7 @@ func (l *link) batch() (out []*gatewayv1.Delivery, ask []uint64) {
 		}
 		out = append(out, &gatewayv1.Delivery{
 			Id: q.id, Message: q.msg.Bytes, Unmoderated: q.msg.Unmoderated, SessionIds: sessions, Traceparent: q.msg.TraceParent,
-			Key: q.msg.key(),
+			Key: q.msg.key(), TakenAt: q.msg.At,
 		})
 		bytes += len(q.msg.Bytes)
 		l.sent++

@@ -1,6 +1,9 @@
 package dispatch
 
 import (
+	"cmp"
+	"time"
+
 	"github.com/mics-im/mics/internal/frame"
 	gatewayv1 "github.com/mics-im/mics/proto/mics/gateway/v1"
 	"github.com/mics-im/mics/router/internal/offline"
@@ -18,6 +21,17 @@ func Messages(undelivered []*gatewayv1.Undelivered) []*Message {
 			m.Key = frame.Key(h)
 		}
 		out[i] = m
+	}
+	return out
+}
+
+// Accepted is Messages of a session that never got its backlog: they have their places
+// among what is kept. A gateway that does not know when one was taken has them all in
+// their order, from a time on that is no later than the first.
+func Accepted(undelivered []*gatewayv1.Undelivered, since time.Time) []*Message {
+	out := Messages(undelivered)
+	for i, m := range out {
+		m.At = cmp.Or(undelivered[i].GetTakenAt(), since.UnixNano()+int64(i))
 	}
 	return out
 }

@@ -34,6 +34,7 @@ type world struct {
 	breaks   func() bool         // whether a stream is cut before its answer
 	mute     bool                // whether streams bring no answers
 	blind    int                 // so many looks at the routes fail
+	takenAt  int64               // of what a gateway got last
 	asked    []uint64            // sessions whose confirms were asked for
 	latency  func() time.Duration
 	pmu      sync.Mutex
@@ -326,7 +327,7 @@ func (s *stream) Send(req *gatewayv1.DeliverRequest) error {
 	}
 	s.w.asked = append(s.w.asked, req.ConfirmSessions...)
 	for _, d := range req.Deliveries {
-		res.AnsweredThrough = d.Id
+		res.AnsweredThrough, s.w.takenAt = d.Id, d.TakenAt
 		for _, id := range d.SessionIds {
 			to := s.w.sessions[route.Location{Node: s.node, Session: id}]
 			if to == nil {

@@ -384,7 +384,9 @@ type Delivery struct {
 	Traceparent string `protobuf:"bytes,5,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	// 16 bytes that name the message (tenant, sender, msg_id, content). A session
 	// that has taken the key lately accepts a second one and drops it.
-	Key           []byte `protobuf:"bytes,6,opt,name=key,proto3" json:"key,omitempty"`
+	Key []byte `protobuf:"bytes,6,opt,name=key,proto3" json:"key,omitempty"`
+	// When the cluster took the message, Unix time in nanoseconds; 0: not known.
+	TakenAt       int64 `protobuf:"varint,7,opt,name=taken_at,json=takenAt,proto3" json:"taken_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -459,6 +461,13 @@ func (x *Delivery) GetKey() []byte {
 		return x.Key
 	}
 	return nil
+}
+
+func (x *Delivery) GetTakenAt() int64 {
+	if x != nil {
+		return x.TakenAt
+	}
+	return 0
 }
 
 type DeliverResponse struct {
@@ -864,7 +873,10 @@ type Undelivered struct {
 	// sequence of their own, because they do not come in order with deliveries.
 	Id uint64 `protobuf:"varint,4,opt,name=id,proto3" json:"id,omitempty"`
 	// Of a session that is resumed: the seq that the delivery has.
-	Seq           uint64 `protobuf:"varint,5,opt,name=seq,proto3" json:"seq,omitempty"`
+	Seq uint64 `protobuf:"varint,5,opt,name=seq,proto3" json:"seq,omitempty"`
+	// Of what a session gives back, as in Delivery: where the message belongs if the
+	// session never got its backlog.
+	TakenAt       int64 `protobuf:"varint,6,opt,name=taken_at,json=takenAt,proto3" json:"taken_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -930,6 +942,13 @@ func (x *Undelivered) GetId() uint64 {
 func (x *Undelivered) GetSeq() uint64 {
 	if x != nil {
 		return x.Seq
+	}
+	return 0
+}
+
+func (x *Undelivered) GetTakenAt() int64 {
+	if x != nil {
+		return x.TakenAt
 	}
 	return 0
 }
@@ -2735,7 +2754,7 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\n" +
 	"deliveries\x18\x04 \x03(\v2\x19.mics.gateway.v1.DeliveryR\n" +
 	"deliveries\x12)\n" +
-	"\x10confirm_sessions\x18\x05 \x03(\x04R\x0fconfirmSessions\"\xab\x01\n" +
+	"\x10confirm_sessions\x18\x05 \x03(\x04R\x0fconfirmSessions\"\xc6\x01\n" +
 	"\bDelivery\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\fR\amessage\x12 \n" +
@@ -2743,7 +2762,8 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\vsession_ids\x18\x04 \x03(\x04R\n" +
 	"sessionIds\x12 \n" +
 	"\vtraceparent\x18\x05 \x01(\tR\vtraceparent\x12\x10\n" +
-	"\x03key\x18\x06 \x01(\fR\x03key\"\xa8\x01\n" +
+	"\x03key\x18\x06 \x01(\fR\x03key\x12\x19\n" +
+	"\btaken_at\x18\a \x01(\x03R\atakenAt\"\xa8\x01\n" +
 	"\x0fDeliverResponse\x12)\n" +
 	"\x10answered_through\x18\x01 \x01(\x04R\x0fansweredThrough\x124\n" +
 	"\brefusals\x18\x02 \x03(\v2\x18.mics.gateway.v1.RefusalR\brefusals\x124\n" +
@@ -2783,13 +2803,14 @@ const file_mics_gateway_v1_gateway_proto_rawDesc = "" +
 	"\vrecent_ages\x18\x06 \x01(\fR\n" +
 	"recentAges\x12\x14\n" +
 	"\x05whole\x18\a \x01(\bR\x05whole\x12)\n" +
-	"\x10acknowledged_seq\x18\b \x01(\x04R\x0facknowledgedSeq\"}\n" +
+	"\x10acknowledged_seq\x18\b \x01(\x04R\x0facknowledgedSeq\"\x98\x01\n" +
 	"\vUndelivered\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\fR\amessage\x12 \n" +
 	"\vunmoderated\x18\x02 \x01(\bR\vunmoderated\x12\x10\n" +
 	"\x03key\x18\x03 \x01(\fR\x03key\x12\x0e\n" +
 	"\x02id\x18\x04 \x01(\x04R\x02id\x12\x10\n" +
-	"\x03seq\x18\x05 \x01(\x04R\x03seq\"\x91\x02\n" +
+	"\x03seq\x18\x05 \x01(\x04R\x03seq\x12\x19\n" +
+	"\btaken_at\x18\x06 \x01(\x03R\atakenAt\"\x91\x02\n" +
 	"\x0fSessionsRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x14\n" +
