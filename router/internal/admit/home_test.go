@@ -64,8 +64,8 @@ func TestASessionThatNeverHadItsBacklog(t *testing.T) {
 		lost   bool
 		want   []string
 	}{
-		"it was opened":               {func(*cluster) {}, []string{"5", "6"}, false, []string{"0", "5", "6", "1", "2"}},
-		"its answer is on the way":    {func(c *cluster) { c.partial = true }, []string{"5", "6"}, true, []string{"0", "1", "2", "5", "6"}},
+		"it was opened":            {func(*cluster) {}, []string{"5", "6"}, false, []string{"0", "5", "6", "1", "2"}},
+		"its answer is on the way": {func(c *cluster) { c.partial = true }, []string{"5", "6"}, true, []string{"0", "1", "2", "5", "6"}},
 		"its gateway knows when it took them": {func(c *cluster) {
 			c.partial = true
 			w := c.windows[route.Location{Node: g(1), Session: 5}]
