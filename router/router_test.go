@@ -246,9 +246,7 @@ func TestTheNewestIncarnationHoldsTheLease(t *testing.T) {
 	newer.register(r)
 	older := startGateway(t, "g1", 1)
 	s := older.client(r).Register(t.Context())
-	if err := s.Send(&routerv1.RegisterRequest{Gateway: older.info}); err != nil {
-		t.Fatal(err)
-	}
+	_ = s.Send(&routerv1.RegisterRequest{Gateway: older.info}) // fails if the answer is faster
 	if _, err := s.Receive(); fault.KindOf(err) != fault.FailedPrecondition {
 		t.Errorf("the older one was told %v", err)
 	}

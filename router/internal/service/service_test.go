@@ -153,17 +153,13 @@ func TestPublish(t *testing.T) {
 	if err := f.Remove(t.Context(), route.NodeRef{ID: "g", Incarnation: 1}); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Send(&routerv1.PublishRequest{Messages: []*routerv1.Inbound{{Ref: 4}}}); err != nil {
-		t.Fatal(err)
-	}
+	_ = p.Send(&routerv1.PublishRequest{Messages: []*routerv1.Inbound{{Ref: 4}}}) // fails if the answer is faster
 	if _, err := p.Receive(); fault.KindOf(err) != fault.FailedPrecondition || f.taken() != 3 {
 		t.Errorf("%v, %d taken", err, f.taken())
 	}
 	end(p)
 	nameless := c.Publish(t.Context())
-	if err := nameless.Send(&routerv1.PublishRequest{}); err != nil {
-		t.Fatal(err)
-	}
+	_ = nameless.Send(&routerv1.PublishRequest{}) // fails if the answer is faster
 	if _, err := nameless.Receive(); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("nameless: %v", err)
 	}
@@ -211,7 +207,7 @@ func TestCloseLetsMessagesFinish(t *testing.T) {
 		t.Error("a message was taken while stopping")
 	}
 	late := c.Publish(t.Context())
-	_ = late.Send(&routerv1.PublishRequest{Gateway: gw})
+	_ = late.Send(&routerv1.PublishRequest{Gateway: gw}) // fails if the answer is faster
 	if _, err := late.Receive(); fault.KindOf(err) != fault.Unavailable {
 		t.Errorf("a new stream: %v", err)
 	}
