@@ -246,22 +246,21 @@ func TestHandoverOfAnOpeningThatNeverEnds(t *testing.T) {
 // What came for a session that never opened may be with nobody else: its sender may have
 // died, and its backlog is older.
 func TestHandoverOfARefusedOpening(t *testing.T) {
-	for name, when := range map[string]string{"refused before": "before", "refused meanwhile": "meanwhile"} {
+	for name, before := range map[string]bool{"refused before": true, "refused meanwhile": false} {
 		t.Run(name, func(t *testing.T) {
 			inTime(t, func(t *testing.T) {
 				w := newWorld(t)
 				s, _ := w.connect(2)
-				a := w.router("a")
-				s.Deliver(a.delivery("1"))
+				s.Deliver(w.router("a").delivery("1"))
 				refuse := func() { s.Refuse(4001, "auth unavailable", true) }
-				if when == "before" {
+				if before {
 					refuse()
 				}
 				resumes := replaced
 				resumes.Resume = true
 				h := freezeFor(t.Context(), s, resumes)
 				synctest.Wait()
-				if when == "meanwhile" {
+				if !before {
 					refuse()
 				}
 				got := <-h

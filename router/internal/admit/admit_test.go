@@ -147,8 +147,7 @@ func TestWhatASessionTookThatNeverOpened(t *testing.T) {
 				if home.waits = waits; waits {
 					home.keeps("1")
 				}
-				_, err := other.open(1, 6, "ann", "phone")
-				if err != nil {
+				if _, err := other.open(1, 6, "ann", "phone"); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(time.Second) // fake time

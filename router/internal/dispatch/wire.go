@@ -26,8 +26,8 @@ func Messages(undelivered []*gatewayv1.Undelivered) []*Message {
 }
 
 // Accepted is Messages of a session that never got its backlog: they have their places
-// among what is kept. A gateway that does not know when one was taken has them all in
-// their order, from a time on that is no later than the first.
+// among what is kept, by when the cluster took them. Those of which the gateway does not
+// know that have since, in their order.
 func Accepted(undelivered []*gatewayv1.Undelivered, since time.Time) []*Message {
 	out := Messages(undelivered)
 	for i, m := range out {

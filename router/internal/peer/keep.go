@@ -201,7 +201,7 @@ func (b *Buffer) keep(ctx context.Context, entries []incoming) []dispatch.Buffer
 			results[i] = dispatch.NotKept
 			continue
 		}
-		// It stays in its place among what else is there.
+		// A repeat stays in its place among what else is there, as what was moved does.
 		entries[i].Moved = e.Moved || known
 		if users[e.key] == nil {
 			keys = append(keys, e.key)
